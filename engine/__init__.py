@@ -1,0 +1,1 @@
+"""The training child: model, loss, optimizer, evaluation, checkpoint commit, metrics out by pipe."""

@@ -1,0 +1,1 @@
+"""What every room stands on: durable files, config, locks, pipes, heartbeats, meters."""

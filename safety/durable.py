@@ -1,0 +1,238 @@
+"""The only door to lasting changes on disk: write, fsync, rename, fsync the directory.
+
+Invariant: a final name never shows a partial file. A failed fsync is final: the staging name is
+removed and the error raised, never retried (the page cache may already have dropped the data;
+see "Can Applications Recover from fsync Failures?", Rebello et al., ATC 2020).
+
+Every step that outlives a power cut passes through `_operation`, so that a test can list the
+steps of a transaction, or kill the process before any one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+STAGING_PREFIX = ".staging-"
+COPY_CHUNK_BYTES = 1 << 20
+_FICLONE = 0x40049409  # ioctl of linux/fs.h: share the extents of another file
+
+_observers: list[Callable[[str, Path], None]] = []
+
+
+@contextlib.contextmanager
+def observed(observer: Callable[[str, Path], None]) -> Iterator[None]:
+    """Call `observer(operation, path)` before every durable operation inside the block."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def _operation(name: str, path: Path) -> None:
+    for observer in tuple(_observers):
+        observer(name, path)
+
+
+def staging_name(path: Path) -> Path:
+    """A sibling name nobody reads; left-overs are swept by `sweep_staging`."""
+    return path.with_name(f"{STAGING_PREFIX}{path.name[:120]}-{secrets.token_hex(4)}")
+
+
+def is_staging(name: str) -> bool:
+    return name.startswith(STAGING_PREFIX)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    _operation("fsync-dir", path)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(fd: int, path: Path) -> None:
+    _operation("fsync", path)
+    os.fsync(fd)
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file that did not exist, durably up to (not including) its directory entry.
+
+    For files inside a staging directory, whose own rename commits them all.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: nothing was kept.
+    """
+    _operation("create", path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb", closefd=False) as stream:
+            stream.write(data)
+        sync_file(fd, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Atomically give `path` new content; a reader sees the old bytes or the new, whole."""
+    staged = staging_name(path)
+    write_new(staged, data, mode)
+    try:
+        rename(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def replace_view(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Like `replace` but without fsync: for views that are rebuilt from the truth at any time."""
+    staged = staging_name(path)
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(data)
+        staged.rename(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename and make both directories durable. The moment of the rename is the commit."""
+    _operation("rename", target)
+    source.rename(target)
+    sync_directory(target.parent)
+    if source.parent != target.parent:
+        sync_directory(source.parent)
+
+
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Create a directory and its missing parents, each durable. Existing ones are left alone."""
+    if path.is_dir():
+        return
+    make_directory(path.parent, mode)
+    _operation("mkdir", path)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode)
+    sync_directory(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Unlink, durably. A missing file is not an error: the wish is already fulfilled."""
+    _operation("unlink", path)
+    path.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory that is already out of use (staging or trash). Not atomic."""
+    _operation("remove-tree", path)
+    shutil.rmtree(path, ignore_errors=False)
+    sync_directory(path.parent)
+
+
+def copy_hashed(source_fd: int, target: Path, mode: int = 0o600) -> tuple[str, int]:
+    """Copy an open file into a new file, hashing on the way, and fsync it.
+
+    Returns:
+        (sha256 in hex, bytes copied).
+    """
+    _operation("create", target)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    target_fd = os.open(target, flags, mode)
+    digest, size = hashlib.sha256(), 0
+    try:
+        while chunk := os.read(source_fd, COPY_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            _write_all(target_fd, chunk)
+        sync_file(target_fd, target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(target_fd)
+    return digest.hexdigest(), size
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def share(source: Path, target: Path) -> str:
+    """Give an immutable file a second name: reflink, else hard link, else verified copy.
+
+    Returns:
+        "reflink", "link" or "copy": which one it was.
+    """
+    _operation("share", target)
+    if _reflink(source, target):
+        return "reflink"
+    try:
+        os.link(source, target, follow_symlinks=False)
+        return "link"
+    except OSError as problem:
+        if problem.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            raise
+    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        copied, _ = copy_hashed(fd, target, stat.S_IMODE(os.fstat(fd).st_mode))
+    finally:
+        os.close(fd)
+    if hash_file(target) != copied:
+        target.unlink()
+        raise OSError(errno.EIO, f"{target} reads back differently from what was written")
+    return "copy"
+
+
+def _reflink(source: Path, target: Path) -> bool:
+    with source.open("rb") as original:
+        mode = stat.S_IMODE(os.fstat(original.fileno()).st_mode)
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            fcntl.ioctl(fd, _FICLONE, original.fileno())
+            os.fsync(fd)
+            return True
+        except OSError:
+            target.unlink()  # this filesystem cannot share extents: the caller links instead
+            return False
+        finally:
+            os.close(fd)
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's content, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sweep_staging(directory: Path) -> list[Path]:
+    """Remove what a killed process left under staging names. Only call while holding the lock
+    of whoever stages there."""
+    swept = []
+    for entry in directory.iterdir() if directory.is_dir() else ():
+        if is_staging(entry.name):
+            if entry.is_dir() and not entry.is_symlink():
+                remove_tree(entry)
+            else:
+                remove_file(entry)
+            swept.append(entry)
+    return swept

@@ -1,0 +1,1 @@
+"""Owner of every committed checkpoint and version: list, verify, restore, retention, deletion."""
