@@ -1,0 +1,267 @@
+"""The one schema of `config.toml`: every key, its type, its default and its meaning.
+
+Invariant: what is not in this schema is refused with the nearest known key; a value of the wrong
+type or range is one clear line. The file is only read here; `config_edit` changes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer_tui.safety.errors import ConfigProblem
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class Behaviour(Section):
+    """What the loss teaches besides the rows: think tags and what follows a stop sequence."""
+
+    think: Literal["keep", "mask", "forbid"] = "keep"
+    think_tags: tuple[str, ...] = ("<think>", "</think>")
+    alpha: float = Field(0.05, ge=0)
+    tau: float = Field(1e-4, gt=0, lt=1)
+    stop_weight: float = Field(1.0, ge=1)
+    stop_emojis: tuple[str, ...] = ()
+    stop_emojis_omitted: Share = 0.15
+
+
+class Validation(Section):
+    rows: int = Field(1000, ge=0)
+    share_of_file: Share = 0.1
+    holdout_share: Share = 0.001
+    holdout_rows: int = Field(8, ge=0)
+    slice_rows: Count = 64
+    time_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+
+
+class Ladder(Section):
+    """What is done when training goes wrong; each step is tried in this order."""
+
+    overfitting: tuple[Literal["notify", "halve_lr", "stop_file", "rollback"], ...] = ("notify",)
+    forgetting: tuple[Literal["notify", "halve_lr", "stop_file", "rollback"], ...] = ("notify",)
+    divergence: tuple[Literal["notify", "halve_lr", "stop_file", "rollback"], ...] = (
+        "notify",
+        "halve_lr",
+    )
+    nan_steps_before_stop: Count = 5
+
+
+class Intake(Section):
+    max_line_bytes: Count = 4 * 1024 * 1024
+    max_file_bytes: Count = 64 * 1024**3
+    max_ratio: Count = 200
+    block_over_length_share: Share = 0.05
+    block_lost_tokens_share: Share = 0.02
+    block_invalid_share: Share = 0.01
+    long_rows: Literal["drop", "truncate", "split_turns"] = "drop"
+    injected_tokens: Literal["mask", "train"] = "mask"
+    rewritten_turns: Literal["per_turn", "refuse"] = "per_turn"
+    quiet_hours: str = ""
+
+
+class Retention(Section):
+    checkpoints: Count = 5
+    versions: Count = 20
+    best_versions: int = Field(3, ge=0)
+    daily_days: int = Field(14, ge=0)
+    versions_with_optimizer: int = Field(2, ge=0)
+    emergency_backups: Count = 5
+    completed_jobs: Count = 500
+    completed_days: Count = 30
+    trash_days: Count = 7
+
+
+class Versioning(Section):
+    after_every_file: bool = False
+    every_steps: int = Field(0, ge=0)
+    on_new_best: bool = True
+    second_location: str = ""
+
+
+class Disk(Section):
+    min_free_gb: float = Field(50.0, ge=0)
+    min_free_share: Share = 0.05
+    cache_gb: float = Field(20.0, ge=0)
+
+
+class Gpu(Section):
+    max_temperature_c: Annotated[int, Field(ge=40, le=110)] = 90
+    resume_temperature_c: Annotated[int, Field(ge=30, le=110)] = 80
+    foreign_memory_gb: float = Field(0.0, ge=0)
+
+
+class Supervision(Section):
+    attempts: Count = 3
+    backoff_s: tuple[float, ...] = (1.0, 5.0, 30.0)
+    idle_exit_s: Seconds = 900.0
+    hang_floor_s: Seconds = 60.0
+
+
+class Notify(Section):
+    command: tuple[str, ...] = ()
+    webhook: str = ""
+    min_interval_s: Seconds = 60.0
+
+
+class Api(Section):
+    listen: str = ""
+    token: str = ""
+
+
+class Screen(Section):
+    theme: str = "trainer"
+    read_only: bool = False
+    keys: dict[str, str] = Field(default_factory=dict)
+
+
+class Config(Section):
+    """The whole of `config.toml`. Times in seconds, sizes in the unit the name says."""
+
+    model_name: str = "Qwen/Qwen3-0.6B"
+    base_model: str = "models/base"
+    tokens_per_step: int = Field(32768, ge=0)
+    batch_size: int = Field(0, ge=0)
+    gradient_accumulation: Count = 1
+    pack_tokens: Count = 8192
+    micro_batch_tokens: int = Field(0, ge=0)
+    max_length: Count = 4096
+    epochs: Count = 1
+    seed: int = 17
+
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["auto", "fp32", "master", "pure_bf16", "lean"] = "auto"
+    attention: str = "auto"
+    deterministic: bool = False
+
+    log_steps: Count = 1
+    eval_steps: Count = 50
+    save_steps: Count = 1000
+    min_save_interval_s: float = Field(300.0, ge=0)
+    poll_interval: Seconds = 30.0
+
+    behaviour: Behaviour = Behaviour()
+    validation: Validation = Validation()
+    ladder: Ladder = Ladder()
+    intake: Intake = Intake()
+    retention: Retention = Retention()
+    versioning: Versioning = Versioning()
+    disk: Disk = Disk()
+    gpu: Gpu = Gpu()
+    supervision: Supervision = Supervision()
+    notify: Notify = Notify()
+    api: Api = Api()
+    screen: Screen = Screen()
+
+    @model_validator(mode="after")
+    def _packs_hold_the_longest_row(self) -> Config:
+        if self.pack_tokens < self.max_length:
+            raise ValueError(
+                f"pack_tokens {self.pack_tokens} must be at least max_length {self.max_length}"
+            )
+        if not self.tokens_per_step and not self.batch_size:
+            raise ValueError("one of tokens_per_step and batch_size must be above 0")
+        return self
+
+
+ALIASES = {"model_path": "base_model"}
+
+# When an edit takes effect; keys not named here act on the next file.
+LIVE_KEYS = frozenset(
+    {"log_steps", "eval_steps", "save_steps", "min_save_interval_s", "poll_interval"}
+)
+LIVE_SECTIONS = frozenset(
+    {"retention", "versioning", "disk", "gpu", "notify", "screen", "supervision", "intake"}
+)
+APPROVAL_KEYS = frozenset({"max_length", "model_name", "base_model"})
+
+
+def load(path: Path) -> Config:
+    """Read and check a config file.
+
+    Raises:
+        ConfigProblem: with file, key, value, what is allowed and the nearest known key.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigProblem(f"{path} is not there", "make one with: trainer-tui init") from None
+    except UnicodeDecodeError as problem:
+        raise ConfigProblem(f"{path}: not UTF-8 at byte {problem.start}") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """Check the text of a config file; `path` is only for messages. Raises ConfigProblem."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise ConfigProblem(f"{path}: {problem}", "the file is TOML: key = value") from None
+    return from_values(values, path)
+
+
+def from_values(values: dict[str, Any], path: Path) -> Config:
+    """Check plain values, as read from TOML or sent by the API. Raises ConfigProblem."""
+    renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+    try:
+        return Config.model_validate(renamed)
+    except ValidationError as problem:
+        raise ConfigProblem(*_explain(problem, path)) from None
+
+
+def _explain(problem: ValidationError, path: Path) -> tuple[str, str]:
+    first = problem.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    value = first.get("input")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see the comments in the default config.toml"
+        return f"{path}: unknown key {key}", hint
+    reason = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{path}: {reason}", ""
+    more = len(problem.errors()) - 1
+    hint = f"{more} more problem(s) after this one" if more else ""
+    return f"{path}: {key} = {value!r}: {reason}", hint
+
+
+def known_keys() -> list[str]:
+    """Every key, sections as `section.key`, aliases included."""
+    keys = list(ALIASES)
+    for name, field in Config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            keys += [f"{name}.{inner}" for inner in kind.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def config_hash(config: Config) -> str:
+    """sha256 over the settings that shape training; the screen's and API's do not count."""
+    shaping = config.model_dump(mode="json", exclude={"screen", "api", "notify"})
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+
+def base_model_folder(config: Config, root: Path) -> Path:
+    """The folder of the base model; a relative path counts from the workspace."""
+    return (root / Path(config.base_model).expanduser()).absolute()

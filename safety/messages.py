@@ -1,0 +1,245 @@
+"""What daemon and trainer say to each other over the pipe: tagged structs, msgpack, never pickle.
+
+Nothing here is proof of anything committed: that is read from disk (`safety.manifest`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+MAX_FRAME_BYTES = 4 << 20
+
+
+class _Message(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True):
+    pass
+
+
+# --- the trainer's birth certificate ------------------------------------------------------------
+
+
+class TrainerSpec(msgspec.Struct, frozen=True):
+    """Everything a trainer needs to start. `config` is `Config.model_dump(mode="json")`."""
+
+    run_id: str
+    workspace: str
+    config: dict[str, Any]
+    heartbeat: str
+
+
+# --- daemon -> trainer --------------------------------------------------------------------------
+
+
+class Train(_Message, tag="train"):
+    """Train this job; its directory is in `processing/`. The trainer finds its own cursor."""
+
+    job_id: int
+    name: str
+    folder: str
+    file_sha256: str
+
+
+class NothingWaits(_Message, tag="nothing_waits"):
+    """The queue is empty: commit what is not committed, stay warm."""
+
+
+class Pause(_Message, tag="pause"):
+    """Finish the step, commit, stay warm; with `release` exit and so free the GPU."""
+
+    release: bool = False
+
+
+class Resume(_Message, tag="resume"):
+    pass
+
+
+class Stop(_Message, tag="stop"):
+    """`after_file`: finish the file first. Otherwise finish the step. Commit, then exit 0."""
+
+    after_file: bool = False
+
+
+class Skip(_Message, tag="skip"):
+    """Set the job aside after this step; what it taught stays."""
+
+    job_id: int
+
+
+class SaveNow(_Message, tag="save_now"):
+    pass
+
+
+class Reconfigure(_Message, tag="reconfigure"):
+    """Live keys only; the rest of the config is frozen for the trainer's life."""
+
+    values: dict[str, Any]
+
+
+# --- trainer -> daemon --------------------------------------------------------------------------
+
+
+class Ready(_Message, tag="ready"):
+    """Loaded. `checkpoint` names where it resumed from; empty means the base model."""
+
+    global_step: int
+    lineage: int
+    checkpoint: str
+    device: str
+    precision: str
+    attention: str
+    parameters: int
+    tokens: int
+    config_hash: str
+    notes: list[str] = []
+
+
+class WantJob(_Message, tag="want_job"):
+    """No job in hand: answer with Train or NothingWaits."""
+
+
+class JobStarted(_Message, tag="job_started"):
+    """`step_index` > 0 after a resume. `rows` are the ones to be trained."""
+
+    job_id: int
+    steps: int
+    step_index: int
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    notes: list[str] = []
+
+
+class StepDone(_Message, tag="step"):
+    """One optimizer step, sent every `log_steps`. Rates are over the interval since the last."""
+
+    global_step: int
+    job_id: int
+    epoch: int
+    step_index: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    tokens_per_s: float
+    supervised_tokens_per_s: float
+    step_s: float
+    skipped: bool = False
+    memory_bytes: int = 0
+    mfu: float = 0.0
+    extra: dict[str, float] = {}
+
+
+class Evaluated(_Message, tag="evaluated"):
+    """`series`: fixed | holdout | probe. `whole` when the whole set was used."""
+
+    global_step: int
+    series: str
+    set_id: str
+    loss: float
+    rows: int
+    supervised_tokens: int
+    seconds: float
+    whole: bool = False
+    job_id: int = 0
+
+
+class JobTrained(_Message, tag="job_trained"):
+    """Every step done. The job stays in `processing/` until a committed manifest says so."""
+
+    job_id: int
+    global_step: int
+
+
+class JobRefused(_Message, tag="job_refused"):
+    """This file cannot be trained (permanent) or was set aside (`error_class` "skipped")."""
+
+    job_id: int
+    error_class: str
+    message: str
+    hint: str = ""
+    fraction: float = 0.0
+
+
+class Committed(_Message, tag="committed"):
+    """A checkpoint was renamed into place; look at the disk for what it holds."""
+
+    global_step: int
+    folder: str
+    bytes_written: int
+    seconds: float
+    reason: str
+
+
+class Paused(_Message, tag="paused"):
+    global_step: int
+
+
+class Resumed(_Message, tag="resumed"):
+    global_step: int
+
+
+class Stopping(_Message, tag="stopping"):
+    """The last message: exit 0 follows."""
+
+    global_step: int
+    reason: str
+
+
+class Said(_Message, tag="said"):
+    """An event for people. `level`: info | warning | error; `topic`: what it is about."""
+
+    level: str
+    topic: str
+    text: str
+    data: dict[str, Any] = {}
+
+
+class Failed(_Message, tag="failed"):
+    """The trainer cannot go on; exit 1 follows. Also written to `error.json`."""
+
+    error_class: str
+    message: str
+    hint: str
+    phase: str
+    global_step: int
+    job_id: int = 0
+    stack: str = ""
+
+
+ToTrainer = Train | NothingWaits | Pause | Resume | Stop | Skip | SaveNow | Reconfigure
+FromTrainer = (
+    Ready
+    | WantJob
+    | JobStarted
+    | StepDone
+    | Evaluated
+    | JobTrained
+    | JobRefused
+    | Committed
+    | Paused
+    | Resumed
+    | Stopping
+    | Said
+    | Failed
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_to_trainer = msgspec.msgpack.Decoder(ToTrainer)
+_from_trainer = msgspec.msgpack.Decoder(FromTrainer)
+
+
+def encode(message: ToTrainer | FromTrainer) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_for_trainer(frame: bytes) -> ToTrainer:
+    """Raises msgspec.ValidationError."""
+    return _to_trainer.decode(frame)
+
+
+def decode_from_trainer(frame: bytes) -> FromTrainer:
+    """Raises msgspec.ValidationError."""
+    return _from_trainer.decode(frame)
