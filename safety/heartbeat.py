@@ -15,7 +15,9 @@ from pathlib import Path
 
 from trainer_tui.safety import clock
 
-_RECORD = struct.Struct("<QQIIQQQQ")  # sequence, monotonic_ns, phase, pid, step, micro, bytes, sequence
+_RECORD = struct.Struct(
+    "<QQIIQQQQ"
+)  # sequence, monotonic_ns, phase, pid, step, micro, bytes, sequence
 PAGE_BYTES = 4096
 
 

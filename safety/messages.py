@@ -31,7 +31,7 @@ class TrainerSpec(msgspec.Struct, frozen=True):
 # --- daemon -> trainer --------------------------------------------------------------------------
 
 
-class Train(_Message, tag="train"):
+class Train(_Message, frozen=True, tag="train"):
     """Train this job; its directory is in `processing/`. The trainer finds its own cursor."""
 
     job_id: int
@@ -40,37 +40,37 @@ class Train(_Message, tag="train"):
     file_sha256: str
 
 
-class NothingWaits(_Message, tag="nothing_waits"):
+class NothingWaits(_Message, frozen=True, tag="nothing_waits"):
     """The queue is empty: commit what is not committed, stay warm."""
 
 
-class Pause(_Message, tag="pause"):
+class Pause(_Message, frozen=True, tag="pause"):
     """Finish the step, commit, stay warm; with `release` exit and so free the GPU."""
 
     release: bool = False
 
 
-class Resume(_Message, tag="resume"):
+class Resume(_Message, frozen=True, tag="resume"):
     pass
 
 
-class Stop(_Message, tag="stop"):
+class Stop(_Message, frozen=True, tag="stop"):
     """`after_file`: finish the file first. Otherwise finish the step. Commit, then exit 0."""
 
     after_file: bool = False
 
 
-class Skip(_Message, tag="skip"):
+class Skip(_Message, frozen=True, tag="skip"):
     """Set the job aside after this step; what it taught stays."""
 
     job_id: int
 
 
-class SaveNow(_Message, tag="save_now"):
+class SaveNow(_Message, frozen=True, tag="save_now"):
     pass
 
 
-class Reconfigure(_Message, tag="reconfigure"):
+class Reconfigure(_Message, frozen=True, tag="reconfigure"):
     """Live keys only; the rest of the config is frozen for the trainer's life."""
 
     values: dict[str, Any]
@@ -79,7 +79,7 @@ class Reconfigure(_Message, tag="reconfigure"):
 # --- trainer -> daemon --------------------------------------------------------------------------
 
 
-class Ready(_Message, tag="ready"):
+class Ready(_Message, frozen=True, tag="ready"):
     """Loaded. `checkpoint` names where it resumed from; empty means the base model."""
 
     global_step: int
@@ -94,11 +94,11 @@ class Ready(_Message, tag="ready"):
     notes: list[str] = []
 
 
-class WantJob(_Message, tag="want_job"):
+class WantJob(_Message, frozen=True, tag="want_job"):
     """No job in hand: answer with Train or NothingWaits."""
 
 
-class JobStarted(_Message, tag="job_started"):
+class JobStarted(_Message, frozen=True, tag="job_started"):
     """`step_index` > 0 after a resume. `rows` are the ones to be trained."""
 
     job_id: int
@@ -110,7 +110,7 @@ class JobStarted(_Message, tag="job_started"):
     notes: list[str] = []
 
 
-class StepDone(_Message, tag="step"):
+class StepDone(_Message, frozen=True, tag="step"):
     """One optimizer step, sent every `log_steps`. Rates are over the interval since the last."""
 
     global_step: int
@@ -132,7 +132,7 @@ class StepDone(_Message, tag="step"):
     extra: dict[str, float] = {}
 
 
-class Evaluated(_Message, tag="evaluated"):
+class Evaluated(_Message, frozen=True, tag="evaluated"):
     """`series`: fixed | holdout | probe. `whole` when the whole set was used."""
 
     global_step: int
@@ -146,14 +146,14 @@ class Evaluated(_Message, tag="evaluated"):
     job_id: int = 0
 
 
-class JobTrained(_Message, tag="job_trained"):
+class JobTrained(_Message, frozen=True, tag="job_trained"):
     """Every step done. The job stays in `processing/` until a committed manifest says so."""
 
     job_id: int
     global_step: int
 
 
-class JobRefused(_Message, tag="job_refused"):
+class JobRefused(_Message, frozen=True, tag="job_refused"):
     """This file cannot be trained (permanent) or was set aside (`error_class` "skipped")."""
 
     job_id: int
@@ -163,7 +163,7 @@ class JobRefused(_Message, tag="job_refused"):
     fraction: float = 0.0
 
 
-class Committed(_Message, tag="committed"):
+class Committed(_Message, frozen=True, tag="committed"):
     """A checkpoint was renamed into place; look at the disk for what it holds."""
 
     global_step: int
@@ -173,22 +173,22 @@ class Committed(_Message, tag="committed"):
     reason: str
 
 
-class Paused(_Message, tag="paused"):
+class Paused(_Message, frozen=True, tag="paused"):
     global_step: int
 
 
-class Resumed(_Message, tag="resumed"):
+class Resumed(_Message, frozen=True, tag="resumed"):
     global_step: int
 
 
-class Stopping(_Message, tag="stopping"):
+class Stopping(_Message, frozen=True, tag="stopping"):
     """The last message: exit 0 follows."""
 
     global_step: int
     reason: str
 
 
-class Said(_Message, tag="said"):
+class Said(_Message, frozen=True, tag="said"):
     """An event for people. `level`: info | warning | error; `topic`: what it is about."""
 
     level: str
@@ -197,7 +197,7 @@ class Said(_Message, tag="said"):
     data: dict[str, Any] = {}
 
 
-class Failed(_Message, tag="failed"):
+class Failed(_Message, frozen=True, tag="failed"):
     """The trainer cannot go on; exit 1 follows. Also written to `error.json`."""
 
     error_class: str
@@ -227,8 +227,8 @@ FromTrainer = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_to_trainer = msgspec.msgpack.Decoder(ToTrainer)
-_from_trainer = msgspec.msgpack.Decoder(FromTrainer)
+_to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)
+_from_trainer: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(FromTrainer)
 
 
 def encode(message: ToTrainer | FromTrainer) -> bytes:

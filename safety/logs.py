@@ -1,0 +1,57 @@
+"""Logs: one readable stream for people and one of JSON lines for programs, rotated by size."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import sys
+from pathlib import Path
+
+from trainer_tui.safety import clock
+from trainer_tui.safety.text import printable
+
+FILE_BYTES = 8 << 20
+FILES_KEPT = 5
+
+
+class _Readable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = printable(record.getMessage())
+        line = f"{clock.now_iso()} {record.levelname.lower():7} {record.name}: {text}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _JsonLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "at": clock.now_iso(),
+            "level": record.levelname.lower(),
+            "from": record.name,
+            "text": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=True)
+
+
+def set_up(folder: Path, name: str, *, console: bool) -> logging.Logger:
+    """Log to `folder/name.log` and `folder/name.jsonl`; to stderr too when `console`.
+
+    A full disk or a closed terminal costs log lines, never the process.
+    """
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(logging.INFO)
+    logging.raiseExceptions = False
+    for suffix, formatter in ((".log", _Readable()), (".jsonl", _JsonLine())):
+        handler = logging.handlers.RotatingFileHandler(
+            folder / f"{name}{suffix}", maxBytes=FILE_BYTES, backupCount=FILES_KEPT, delay=True
+        )
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    if console:
+        shown = logging.StreamHandler(sys.stderr)
+        shown.setFormatter(_Readable())
+        root.addHandler(shown)
+    return logging.getLogger(name)
