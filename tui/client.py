@@ -1,0 +1,89 @@
+"""The daemon's API for the command line: standard library only, so that a verb starts fast.
+
+Errors of the API (RFC 9457 problem documents) become `Refused` with message and hint; no daemon
+becomes `NoDaemon`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer_tui.safety import unix_socket
+from trainer_tui.safety.errors import NoDaemon, Refused
+
+TIMEOUT_S = 10.0
+EFFECT_TIMEOUT_S = 600.0  # a reply comes after the effect: a stop waits for its step and commit
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("trainer-tui", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        self.sock = unix_socket.connect(self._path, self._timeout_s)
+
+
+class Client:
+    """One call, one connection."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._call("GET", path, None, TIMEOUT_S)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self._call("POST", path, body or {}, EFFECT_TIMEOUT_S)
+
+    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._call("PATCH", path, body, EFFECT_TIMEOUT_S)
+
+    def delete(self, path: str) -> dict[str, Any]:
+        return self._call("DELETE", path, None, EFFECT_TIMEOUT_S)
+
+    def alive(self) -> bool:
+        """Whether a daemon answers now."""
+        try:
+            self.get("/v1/status")
+        except NoDaemon:
+            return False
+        return True
+
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+    ) -> dict[str, Any]:
+        connection = _UnixConnection(self._socket, timeout_s)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            response = connection.getresponse()
+            status, raw = response.status, response.read()
+        except TimeoutError:
+            raise NoDaemon(
+                f"the daemon did not answer within {timeout_s:g} s",
+                "trainer-tui doctor; its log: trainer-tui logs",
+            ) from None
+        except (OSError, http.client.HTTPException) as problem:
+            raise NoDaemon(
+                f"no daemon answers on {self._socket} ({problem})",
+                "start one with: trainer-tui --daemon (or just: trainer-tui)",
+            ) from None
+        finally:
+            connection.close()
+        return _read_reply(status, raw)
+
+
+def _read_reply(status: int, raw: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(raw) if raw else {}
+    except ValueError:
+        raise Refused(f"the daemon answered {status} with something that is not JSON") from None
+    if status >= 400:
+        detail = document.get("detail") or document.get("title") or f"error {status}"
+        raise Refused(str(detail), str(document.get("hint") or ""))
+    return document if isinstance(document, dict) else {"items": document}

@@ -1,0 +1,111 @@
+"""What a verb works with: the workspace in use and a client for its daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer_tui.safety import workspace
+from trainer_tui.safety.errors import TrainerTuiError, WorkspaceProblem
+from trainer_tui.tui.client import Client
+
+START_TIMEOUT_S = 30.0
+
+
+@dataclass(slots=True)
+class Context:
+    """Set once by the root command; verbs read it."""
+
+    explicit: Path | None = None
+    _found: workspace.Workspace | None = field(default=None)
+
+    @property
+    def workspace(self) -> workspace.Workspace:
+        """Raises WorkspaceProblem."""
+        if self._found is None:
+            self._found = workspace.find(self.explicit)
+        return self._found
+
+    @property
+    def client(self) -> Client:
+        return Client(self.workspace.socket)
+
+
+context = Context()
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """argv that runs one of our modules; `-P` keeps the current directory off the import path."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def run_module(module: str, *arguments: str) -> int:
+    """Run one of our modules in the foreground and return its exit code."""
+    return subprocess.run(module_command(module, *arguments), check=False).returncode
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def ensure_daemon(space: workspace.Workspace) -> bool:
+    """Start a detached daemon when none answers; True when this call started it.
+
+    It gets its own session, so it survives the terminal that started it.
+
+    Raises:
+        TrainerTuiError: it did not come up; the message carries its last words.
+    """
+    client = Client(space.socket)
+    if client.alive():
+        return False
+    _require_writable(space.root)
+    space.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    output = space.logs / "daemon.out"
+    with output.open("ab") as stream:
+        start = stream.tell()
+        process = subprocess.Popen(
+            _daemon_command(space),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            cwd=space.root,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if client.alive():
+            return True
+        if process.poll() is not None:
+            if client.alive():
+                return True  # somebody else's daemon won the race
+            raise TrainerTuiError(*_last_words(output, start, process.returncode))
+        time.sleep(0.05)
+    raise TrainerTuiError(
+        f"the daemon (pid {process.pid}) did not answer within {START_TIMEOUT_S:g} s",
+        f"see {output}",
+    )
+
+
+def _daemon_command(space: workspace.Workspace) -> Sequence[str]:
+    return module_command("trainer_tui.daemon", "--workspace", str(space.root))
+
+
+def _last_words(output: Path, start: int, code: int) -> tuple[str, str]:
+    with output.open("rb") as stream:
+        stream.seek(start)
+        words = stream.read().decode("utf-8", "replace").strip()
+    lines = words.splitlines()
+    return (f"the daemon exited with {code}", "\n  ".join(lines[-5:]) or f"see {output}")
+
+
+def _require_writable(root: Path) -> None:
+    if not os.access(root, os.W_OK):
+        raise WorkspaceProblem(f"{root} cannot be written", "check its owner and mode")
