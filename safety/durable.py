@@ -23,6 +23,7 @@ from pathlib import Path
 
 STAGING_PREFIX = ".staging-"
 COPY_CHUNK_BYTES = 1 << 20
+HASHED_CHUNK_BYTES = 8 << 20
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the extents of another file
 
 _observers: list[Callable[[str, Path], None]] = []
@@ -87,6 +88,39 @@ def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def write_new_hashed(
+    path: Path, data: memoryview, mode: int, progress: Callable[[int], None]
+) -> str:
+    """Like `write_new`, hashing the very bytes handed to the kernel; for large buffers.
+
+    Args:
+        progress: called with the size of each chunk once the kernel took it.
+
+    Returns:
+        sha256 in hex.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: nothing was kept.
+    """
+    _operation("create", path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    digest = hashlib.sha256()
+    try:
+        for start in range(0, len(data), HASHED_CHUNK_BYTES):
+            chunk = data[start : start + HASHED_CHUNK_BYTES]
+            digest.update(chunk)
+            _write_all(fd, chunk)
+            progress(len(chunk))
+        sync_file(fd, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
 
 
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -171,7 +205,7 @@ def copy_hashed(source_fd: int, target: Path, mode: int = 0o600) -> tuple[str, i
     return digest.hexdigest(), size
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
