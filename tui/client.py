@@ -60,7 +60,9 @@ class Client:
         connection = _UnixConnection(self._socket, timeout_s)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
-            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            connection.request(
+                method, path, json.dumps(body) if body is not None else None, headers
+            )
             response = connection.getresponse()
             status, raw = response.status, response.read()
         except TimeoutError:

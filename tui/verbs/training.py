@@ -1,0 +1,171 @@
+"""Verbs that steer the training, and the ones that say how it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from trainer_tui.safety.text import printable
+from trainer_tui.tui import columns
+from trainer_tui.tui.context import context, print_json
+
+AsJson = Annotated[bool, typer.Option("--json", help="The API's document, for programs.")]
+
+
+def register(app: typer.Typer) -> None:
+    for verb in (status, pause, resume, stop, skip, checkpoint, add, undo, redo, incidents, events):
+        app.command()(verb)
+
+
+def status(as_json: AsJson = False) -> None:
+    """What is going on now."""
+    document = context.client.get("/v1/status")
+    if as_json:
+        print_json(document)
+    else:
+        print(describe(document))
+
+
+def describe(document: dict[str, Any]) -> str:
+    """The status as a few lines for people."""
+    training, queue, model = document["training"], document["queue"], document["model"]
+    lines = [
+        f"{training['state'].upper()}  {model.get('name') or 'no model'}"
+        f"  step {training.get('global_step') or 0}"
+    ]
+    if training.get("reason"):
+        lines.append(f"  {printable(training['reason'])}")
+    job = training.get("job")
+    if job:
+        lines.append(
+            f"  #{job['id']} {printable(job['name'])}: step {job['step']} of {job['steps']}"
+            f" ({100 * job['fraction']:.0f} %), {columns.duration(training.get('eta_job_s'))} left"
+        )
+    lines.append(
+        f"  loss {columns.figure(training.get('loss'))}"
+        f"  val {columns.figure(training.get('val_loss'))}"
+        f"  lr {training.get('learning_rate') or 0:.2g}"
+        f"  {columns.count(training.get('tokens_per_s'))} tok/s"
+    )
+    lines.append(
+        f"  queue: {queue['waiting']} waiting, {queue['processing']} in training,"
+        f" {queue['recently_completed']} completed, {queue['failed']} failed"
+    )
+    lines.append(_machine_line(document["machine"]))
+    problem = document["config"].get("problem")
+    if problem:
+        lines.append(f"  config: {printable(str(problem))}")
+    return "\n".join(lines)
+
+
+def _machine_line(machine: dict[str, Any]) -> str:
+    parts = []
+    for gpu in machine.get("gpus", ()):
+        memory = (
+            f"{columns.size(gpu['memory_used_bytes'])}/{columns.size(gpu['memory_total_bytes'])}"
+        )
+        parts.append(f"GPU{gpu['index']} {gpu['utilisation_percent']} % {memory}")
+    used, total = machine.get("memory_used_bytes"), machine.get("memory_total_bytes")
+    parts.append(f"RAM {columns.size(used)}/{columns.size(total)}")
+    parts.append(f"disk {columns.size(machine.get('disk_free_bytes'))} free")
+    return "  " + "  ".join(parts)
+
+
+def _steer(verb: str, body: dict[str, Any] | None = None) -> None:
+    reply = context.client.post(f"/v1/training/{verb}", body)
+    print(describe(reply.get("status", reply)))
+
+
+def pause(
+    release: Annotated[bool, typer.Option("--free-gpu", help="Also free the GPU.")] = False,
+) -> None:
+    """Pause after this step, with a checkpoint."""
+    _steer("pause", {"release": release})
+
+
+def resume() -> None:
+    """Go on."""
+    _steer("resume")
+
+
+def stop(
+    now: Annotated[
+        bool, typer.Option("--now", help="After this step, not after this file.")
+    ] = False,
+) -> None:
+    """Stop training after the current file. The daemon stays up; `resume` starts again."""
+    _steer("stop", {"now": now})
+
+
+def skip(
+    job: Annotated[int | None, typer.Argument(help="Job number; default: the current one.")] = None,
+) -> None:
+    """Set the current file aside; what it taught stays, `queue retry` goes on from there."""
+    _steer("skip", {"job": job} if job is not None else {})
+
+
+def checkpoint() -> None:
+    """Save a checkpoint now."""
+    _steer("checkpoint")
+
+
+def add(
+    file: Path,
+    priority: Annotated[
+        str, typer.Option("--priority", "-p", help="high | normal | low")
+    ] = "normal",
+    again: Annotated[bool, typer.Option("--again", help="Even if it was trained before.")] = False,
+) -> None:
+    """Queue a copy of a file."""
+    if priority not in ("high", "normal", "low"):
+        raise typer.BadParameter(
+            f"{priority!r} is not high, normal or low", param_hint="--priority"
+        )
+    body = {"path": str(file.absolute()), "priority": priority, "again": again}
+    job = context.client.post("/v1/jobs", body)
+    print(f"#{job['id']} {printable(job['name'])}: {job.get('summary') or job['state']}")
+    if job["state"] == "failed":
+        problem = job.get("error") or {}
+        print(f"  {problem.get('message', '')}\n  hint: {problem.get('hint', '')}")
+        raise typer.Exit(1)
+
+
+def undo() -> None:
+    """Take back the last change to the queue."""
+    print(context.client.post("/v1/undo").get("text", "undone"))
+
+
+def redo() -> None:
+    """Do again what was undone."""
+    print(context.client.post("/v1/redo").get("text", "redone"))
+
+
+def incidents(as_json: AsJson = False) -> None:
+    """What went wrong, with the evidence and what was done."""
+    found = context.client.get("/v1/incidents")
+    if as_json:
+        print_json(found)
+        return
+    items = found.get("incidents", [])
+    for item in items:
+        print(f"{item['at'][:19]}  {item.get('class', '')}: {printable(str(item.get('text', '')))}")
+    if not items:
+        print("no incidents")
+
+
+def events(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 30,
+    level: Annotated[str, typer.Option(help="info | warning | error")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """What happened, newest first."""
+    query = urlencode({key: value for key, value in (("limit", limit), ("level", level)) if value})
+    found = context.client.get(f"/v1/history?{query}")
+    if as_json:
+        print_json(found)
+        return
+    for event in found["events"]:
+        print(f"{event['at'][:19]}  {event['level']:7}  {printable(event['text'])}")
