@@ -163,16 +163,26 @@ def ledger_entries(ledger: Path, head: LedgerHead | None) -> Iterator[LedgerEntr
         Corrupt: a segment is missing or damaged.
     """
     while head is not None:
-        path = segment_path(ledger, head)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise Corrupt(f"ledger segment {path.name} is missing") from None
-        if hashlib.sha256(data).hexdigest() != head.sha256:
-            raise Corrupt(f"ledger segment {path.name} is damaged")
-        segment = _segment_decoder.decode(data)
+        segment = read_segment(ledger, head)
         yield from reversed(segment.entries)
-        head = LedgerHead(segment.sequence - 1, segment.previous) if segment.previous else None
+        head = previous_head(segment)
+
+
+def read_segment(ledger: Path, head: LedgerHead) -> LedgerSegment:
+    """The segment that `head` names. Raises Corrupt when it is missing or damaged."""
+    path = segment_path(ledger, head)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Corrupt(f"ledger segment {path.name} is missing") from None
+    if hashlib.sha256(data).hexdigest() != head.sha256:
+        raise Corrupt(f"ledger segment {path.name} is damaged")
+    return _segment_decoder.decode(data)
+
+
+def previous_head(segment: LedgerSegment) -> LedgerHead | None:
+    """The head before this segment; None for the first."""
+    return LedgerHead(segment.sequence - 1, segment.previous) if segment.previous else None
 
 
 def completed_jobs(ledger: Path, head: LedgerHead | None, wanted: set[int]) -> set[int]:
