@@ -1,0 +1,190 @@
+"""The watchdog with a stand-in daemon: a real process that binds the real socket, dies, hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from trainer_tui.safety import processes
+from trainer_tui.safety.processes import ProcessId
+
+STAND_IN = """
+import json, os, signal, socket, sys, time
+root = sys.argv[1]
+with open(root + "/state/starts", "a") as f:
+    f.write(json.dumps({"pid": os.getpid(), "ppid": os.getppid()}) + "\\n")
+signal.signal(signal.SIGTERM, lambda *a: os._exit(0))
+signal.signal(signal.SIGUSR1, lambda *a: open(root + "/state/dumped", "w").close())
+path = root + "/state/api.sock"
+if os.path.exists(path): os.unlink(path)
+s = socket.socket(socket.AF_UNIX); s.bind(path); s.listen(8)
+code = open(root + "/state/exit_with").read() if os.path.exists(root + "/state/exit_with") else ""
+if code: sys.exit(int(code))
+while True:
+    c, _ = s.accept(); c.recv(4096); open(root + "/state/pinged", "w").close()
+    try: c.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+    except OSError: pass  # the asker gave up meanwhile
+    c.close()
+"""
+
+RUNNER = """
+import sys, pathlib
+from trainer_tui.safety import watchdog
+watchdog.PING_INTERVAL_S = 0.1; watchdog.SILENT_LIMIT_S = 4.0; watchdog.DUMP_BEFORE_S = 1.0; watchdog.ORPHAN_GRACE_S = 0.5
+watchdog.PING_TIMEOUT_S = 0.3
+real = watchdog.Watchdog
+def make(root, command, tag):
+    return real(root, [sys.executable, "-c", pathlib.Path(sys.argv[3]).read_text(), str(root)], tag)
+watchdog.Watchdog = make
+sys.exit(watchdog.main(sys.argv[4:] + ["--workspace", sys.argv[2]]))
+"""
+
+
+def wait_for(what: Callable[[], object], limit_s: float = 15.0) -> object:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {limit_s} s: {what}")
+
+
+class Pack:
+    """A watchdog process over a stand-in daemon in `root`."""
+
+    def __init__(self, root: Path, *more: str) -> None:
+        self.root = root
+        (root / "state" / "logs").mkdir(parents=True, exist_ok=True)
+        script = root / "stand_in.py"
+        script.write_text(STAND_IN)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUNNER, "-", str(root), str(script), *more],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def starts(self) -> list[dict[str, int]]:
+        file = self.root / "state" / "starts"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def daemon(self, number: int = 1) -> int:
+        wait_for(lambda: len(self.starts()) >= number)
+        wait_for(lambda: (self.root / "state" / "api.sock").exists())
+        return self.starts()[number - 1]["pid"]
+
+    def log(self) -> str:
+        return (self.root / "state" / "logs" / "watchdog.log").read_text()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    found = tmp_path.stat()
+    for process in processes.tagged(f"{found.st_dev:x}-{found.st_ino:x}"):
+        processes.send(process, signal.SIGKILL)
+
+
+def test_a_killed_daemon_is_back_within_seconds(root: Path) -> None:
+    pack = Pack(root)
+    os.kill(pack.daemon(1), signal.SIGKILL)
+    second = pack.daemon(2)
+    assert processes.identify(second) is not None
+    pack.process.terminate()
+    assert pack.process.wait(10) == 0
+    assert processes.identify(second) is None
+
+
+def test_exit_zero_is_final(root: Path) -> None:
+    pack = Pack(root)
+    os.kill(pack.daemon(1), signal.SIGTERM)  # the stand-in exits 0, as a daemon told to stop does
+    assert pack.process.wait(10) == 0
+    assert len(pack.starts()) == 1
+
+
+def test_a_daemon_that_refuses_to_start_is_not_started_for_ever(root: Path) -> None:
+    (root / "state").mkdir()
+    (root / "state" / "exit_with").write_text("2")
+    pack = Pack(root)
+    assert pack.process.wait(10) == 2
+    assert len(pack.starts()) == 1
+
+
+def test_a_silent_daemon_is_continued_first_then_replaced_after_a_stack_dump(root: Path) -> None:
+    pack = Pack(root)
+    first = pack.daemon(1)
+    wait_for(lambda: (root / "state" / "pinged").exists())  # silence counts from the last answer
+    os.kill(first, signal.SIGSTOP)
+    wait_for(lambda: "SIGCONT" in pack.log())
+    assert len(pack.starts()) == 1
+    wait_for(lambda: processes.state_of(ProcessId(first, _ticks(first))) in ("S", "R"), 3)
+    # Deaf for good: something else took the name of the socket.
+    (root / "state" / "api.sock").unlink()
+    wait_for(lambda: (root / "state" / "dumped").exists())
+    assert pack.daemon(2) != first
+    assert "stack dump" in pack.log()
+    pack.process.terminate()
+    pack.process.wait(10)
+
+
+def _ticks(pid: int) -> int:
+    process = processes.identify(pid)
+    assert process is not None
+    return process.start_ticks
+
+
+def test_two_watchdogs_at_once_are_one(root: Path) -> None:
+    first = Pack(root)
+    first.daemon(1)
+    second = Pack(root)
+    assert second.process.wait(10) == 3
+    assert len(first.starts()) == 1
+    first.process.terminate()
+    first.process.wait(10)
+
+
+def test_a_new_watchdog_adopts_a_daemon_and_restarts_it_after_a_crash(root: Path) -> None:
+    first = Pack(root)
+    daemon = first.daemon(1)
+    first.process.kill()
+    first.process.wait(10)
+    (root / "state" / "daemon.json").write_text("{}")
+    second = Pack(root, "--adopt", f"{daemon}:{_ticks(daemon)}")
+    wait_for(lambda: "adopted" in second.log())
+    assert len(first.starts()) == 1
+    os.kill(daemon, signal.SIGKILL)
+    second.daemon(2)
+    second.process.terminate()
+    second.process.wait(10)
+
+
+def test_orphans_of_a_dead_daemon_get_time_and_then_end(root: Path) -> None:
+    pack = Pack(root)
+    daemon = pack.daemon(1)
+    found = root.stat()
+    tag = f"{found.st_dev:x}-{found.st_ino:x}"
+    child = subprocess.Popen(["sleep", "1000"], env={**os.environ, processes.RUN_KEY: tag})
+    os.kill(daemon, signal.SIGKILL)
+    assert child.wait(15) == -signal.SIGKILL
+    assert "orphan" in pack.log()
+    pack.process.terminate()
+    pack.process.wait(10)
+
+
+def test_the_watchdog_stays_small(root: Path) -> None:
+    pack = Pack(root)
+    pack.daemon(1)
+    status = Path(f"/proc/{pack.process.pid}/status").read_text()
+    kilobytes = int(
+        next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
+    )
+    assert kilobytes < 25 * 1024
+    pack.process.terminate()
+    pack.process.wait(10)
