@@ -1,0 +1,187 @@
+"""A Hugging Face model folder's tokenizer and chat template, loaded without torch.
+
+Invariant: equal hashes give equal renderings and equal tokens. What would make a rendering depend
+on the day (`strftime_now`) is pinned, so that tokens made again are the same tokens.
+Never runs code from the folder: the template is rendered by transformers' sandboxed Jinja.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from trainer_tui.safety.errors import DataProblem
+
+# Shadows the global that tells the day; macros cannot be passed in as arguments.
+_PINNED_DAY = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    "|replace('%Y','2024')|replace('%y','24')|replace('%m','07')|replace('%B','July')"
+    "|replace('%b','Jul')|replace('%d','26')|replace('%-d','26')|replace('%A','Friday')"
+    "|replace('%a','Fri')|replace('%H','12')|replace('%M','00')|replace('%S','00') }}"
+    "{%- endmacro -%}"
+)
+
+
+class TemplateRefused(Exception):
+    """The template raised its own exception for this conversation; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """`offsets`: character range of each token in the text; an empty range for trimmed spaces."""
+
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
+
+
+class ChatTokenizer:
+    """Text in, tokens out; messages in, text out. Holds no torch."""
+
+    def __init__(self, tokenizer: Any, tokenizer_hash: str, model_stop_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.tokenizer_hash = tokenizer_hash
+        self.template: str = tokenizer.chat_template
+        self.template_hash = hashlib.sha256(self.template.encode()).hexdigest()
+        self.tells_the_day = "strftime_now" in self.template
+        self._rendered = _PINNED_DAY + self.template if self.tells_the_day else self.template
+        added: dict[int, Any] = tokenizer.added_tokens_decoder
+        self.added_ids = frozenset(added)
+        self.added_texts = {str(token): token_id for token_id, token in added.items()}
+        self.pad_id: int | None = tokenizer.pad_token_id
+        self.bos_id: int | None = tokenizer.bos_token_id
+        eos = tokenizer.eos_token_id
+        self.stop_ids = model_stop_ids | (frozenset() if eos is None else frozenset({eos}))
+        self.vocabulary = len(tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTokenizer:
+        """Read `tokenizer.json`, its config and the chat template of a model folder.
+
+        Raises:
+            DataProblem: a part is missing or damaged; the message names it.
+        """
+        if not folder.is_dir():
+            raise DataProblem(
+                f"the model folder {folder} is not there",
+                "put a Hugging Face model there, or set base_model in config.toml",
+            )
+        if not (folder / "tokenizer.json").is_file():
+            raise DataProblem(
+                f"{folder} has no tokenizer.json",
+                "save it once with a fast tokenizer: AutoTokenizer.from_pretrained(…)"
+                ".save_pretrained(FOLDER)",
+            )
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except (ValueError, OSError, KeyError, TypeError) as problem:
+            reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+            raise DataProblem(f"the tokenizer in {folder} cannot be read: {reason}") from None
+        except Exception as problem:  # noqa: BLE001 - the Rust parser raises a bare Exception
+            raise DataProblem(f"the tokenizer in {folder} is damaged: {problem}") from None
+        if not isinstance(tokenizer.chat_template, str):
+            raise DataProblem(
+                f"{folder} has no chat template",
+                "use the instruct model, or put its chat_template.jinja into the folder",
+            )
+        return cls(tokenizer, _tokenizer_hash(folder), _model_stop_ids(folder))
+
+    def render(self, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
+        """The conversation as text; with `prompt` the answer's header follows.
+
+        Raises:
+            TemplateRefused: the template raised.
+        """
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self._rendered,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                )
+            )
+        except TemplateError as problem:
+            raise TemplateRefused(problem.message or type(problem).__name__) from None
+        except (TypeError, ValueError, IndexError, KeyError) as problem:
+            raise TemplateRefused(f"{type(problem).__name__}: {problem}") from None
+
+    def generation_spans(self, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+        """Text and the character ranges inside `{% generation %}`; none without the markers.
+
+        Raises:
+            TemplateRefused: the template raised.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        if not self.has_generation_markers:
+            return "", []
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[messages],
+                chat_template=self._rendered,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+            )
+        except TemplateError as problem:
+            raise TemplateRefused(problem.message or type(problem).__name__) from None
+        return str(texts[0]), [(int(start), int(end)) for start, end in spans[0]]
+
+    @property
+    def has_generation_markers(self) -> bool:
+        return "endgeneration" in self.template
+
+    def encode_batch(self, texts: list[str]) -> list[Encoded]:
+        """Tokens with offsets, on all cores. Nothing is added, nothing cut."""
+        found = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [Encoded(encoding.ids, encoding.offsets) for encoding in found]
+
+    def count_batch(self, texts: list[str]) -> list[int]:
+        """Tokens in each text, without offsets (quicker)."""
+        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding.ids) for encoding in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    """Over what decides tokens: `tokenizer.json`, and the special tokens a template may use."""
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
+    settings = _json_of(folder / "tokenizer_config.json")
+    settings.pop("chat_template", None)
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _model_stop_ids(folder: Path) -> frozenset[int]:
+    """`eos_token_id` of the generation config, or of the model's: where generation stops."""
+    for name in ("generation_config.json", "config.json"):
+        value = _json_of(folder / name).get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        found = frozenset(token_id for token_id in ids if type(token_id) is int)
+        if found:
+            return found
+    return frozenset()
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as problem:
+        raise DataProblem(f"{path} is damaged: {problem}") from None
+    return value if isinstance(value, dict) else {}
