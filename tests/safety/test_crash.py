@@ -1,0 +1,97 @@
+"""The reason of a crash comes from the best evidence, and "killed" alone is not out of memory."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from trainer_tui.safety.crash import (
+    Action,
+    CrashClass,
+    Evidence,
+    classify,
+    oom_kill_count,
+    read_report,
+)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "expected"),
+    [
+        (Evidence(-9), CrashClass.UNKNOWN),
+        (Evidence(-9, oom_kills=1), CrashClass.HOST_OOM),
+        (Evidence(-9, ended_by_us="hang", oom_kills=1), CrashClass.HANG),
+        (Evidence(-9, ended_by_us="stop"), CrashClass.KILLED_BY_USER),
+        (Evidence(-15), CrashClass.KILLED_BY_USER),
+        (Evidence(-signal.SIGSEGV), CrashClass.CODE_BUG),
+        (Evidence(1), CrashClass.UNKNOWN),
+        (Evidence(None), CrashClass.UNKNOWN),
+        (
+            Evidence(1, fault_text="torch.OutOfMemoryError: CUDA out of memory."),
+            CrashClass.CUDA_OOM,
+        ),
+        (
+            Evidence(1, fault_text="CUDA error: device-side assert triggered"),
+            CrashClass.CUDA_STICKY,
+        ),
+        (
+            Evidence(1, fault_text="CUDA error: an illegal memory access was encountered"),
+            CrashClass.CUDA_STICKY,
+        ),
+        (
+            Evidence(1, fault_text="CUDA error: uncorrectable ECC error encountered"),
+            CrashClass.GPU_HARDWARE,
+        ),
+        (Evidence(1, gpu_problem="GPU is lost"), CrashClass.GPU_HARDWARE),
+        (
+            Evidence(1, fault_text="OSError: [Errno 28] No space left on device"),
+            CrashClass.DISK_FULL,
+        ),
+        (Evidence(1, fault_text="OSError: [Errno 30] Read-only file system"), CrashClass.READ_ONLY),
+        (Evidence(1, fault_text="OSError: [Errno 5] Input/output error"), CrashClass.IO_ERROR),
+        (Evidence(-9, disk_free_bytes=1000), CrashClass.DISK_FULL),
+        (Evidence(1, reported={"error_class": "nan", "message": "loss"}), CrashClass.NAN),
+        (
+            Evidence(1, reported={"error_class": "data_error", "message": "x"}),
+            CrashClass.DATA_ERROR,
+        ),
+        (
+            Evidence(1, reported={"error_class": "code_bug", "message": "No space left on device"}),
+            CrashClass.DISK_FULL,
+        ),
+        (Evidence(1, reported={"message": "KeyError: 3"}), CrashClass.CODE_BUG),
+        (Evidence(1, reported={"error_class": "never heard of"}), CrashClass.CODE_BUG),
+    ],
+)
+def test_the_class_follows_the_ladder(evidence: Evidence, expected: CrashClass) -> None:
+    assert classify(evidence).crash_class is expected
+
+
+def test_every_class_has_an_action_and_a_sentence() -> None:
+    for crash_class in CrashClass:
+        finding = classify(Evidence(1, reported={"error_class": str(crash_class), "message": "m"}))
+        assert finding.suggestion and isinstance(finding.action, Action)
+
+
+def test_only_data_errors_are_permanent() -> None:
+    data = Evidence(1, reported={"error_class": "data_error", "message": "row 3"})
+    assert classify(data).permanent
+    assert not classify(Evidence(-9, oom_kills=1)).permanent
+
+
+def test_the_oom_counter_is_read_from_the_cgroup(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\nhigh 3\nmax 9\noom 2\noom_kill 2\n")
+    assert oom_kill_count(events) == 2
+    assert oom_kill_count(tmp_path / "missing") >= 0
+
+
+def test_a_half_written_report_is_no_report(tmp_path: Path) -> None:
+    report = tmp_path / "error.json"
+    assert read_report(report) is None
+    report.write_text('{"error_class": "na')
+    assert read_report(report) is None
+    report.write_text('{"error_class": "nan"}')
+    assert read_report(report) == {"error_class": "nan"}
