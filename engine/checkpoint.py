@@ -1,0 +1,218 @@
+"""Capture at a step boundary and hand over to the writer: the trainer's half of a commit.
+
+Invariant: weights, optimizer, random state and progress of one checkpoint are of the same step
+boundary. Only the next optimizer step waits for the copy; the disk is the writer's business. A
+state with a NaN or an infinity in it is never handed over.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer_tui.engine.checkpoint_files import (
+    ImageFile,
+    Place,
+    SmallFile,
+    WriteRequest,
+    Written,
+)
+from trainer_tui.engine.images import TensorImage, all_finite, weights_once
+from trainer_tui.engine.optimizer import MasterAdamW
+from trainer_tui.engine.progress import Identity, Progress, to_manifest
+from trainer_tui.engine.writer import WriteFailed
+from trainer_tui.engine.writer_process import WriterProcess
+from trainer_tui.safety import clock
+
+log = logging.getLogger("trainer.checkpoint")
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "trainer_state.json"
+POLL_S = 0.05
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NotFinite(Exception):
+    """The weights hold a NaN or an infinity: nothing was committed and nothing may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A commit that is on disk. `progress` is the state that it holds."""
+
+    progress: Progress
+    written: Written
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFailed:
+    """Nothing was committed; the state is still in memory and training may go on."""
+
+    error_number: int
+    text: str
+    reason: str
+
+    @property
+    def disk_full(self) -> bool:
+        return self.error_number in NO_SPACE
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    progress: Progress
+    reason: str
+    request: WriteRequest
+    finite: Tensor  # bool scalar on the host, valid once `copied` has happened
+    copied: torch.cuda.Event | None
+    handed_over: bool = False
+
+
+class Committer:
+    """One commit at a time. `small_files`: config and tokenizer, the same in every checkpoint."""
+
+    def __init__(
+        self,
+        place: Place,
+        lock_fd: int,
+        model: nn.Module,
+        optimizer: MasterAdamW,
+        small_files: dict[str, bytes],
+        identity: Identity,
+    ) -> None:
+        self._weights = weights_once(model)
+        self._optimizer = optimizer
+        self._identity = identity
+        self._small = [SmallFile(name, "model", data) for name, data in small_files.items()]
+        self._device = next(model.parameters()).device
+        on_gpu = self._device.type == "cuda"
+        self._weights_image = TensorImage(self._weights, pin=on_gpu)
+        self._optimizer_image = TensorImage(optimizer.state_tensors(), pin=on_gpu)
+        self._copy_stream = torch.cuda.Stream(self._device) if on_gpu else None
+        fds = (lock_fd, self._weights_image.fd, self._optimizer_image.fd)
+        self._writer = WriterProcess(place, fds)
+        self._under_way: _UnderWay | None = None
+        self.last_commit_s = clock.monotonic_s()
+
+    @property
+    def busy(self) -> bool:
+        return self._under_way is not None
+
+    @property
+    def bytes_written(self) -> int:
+        return self._writer.bytes_written
+
+    @property
+    def writer_pid(self) -> int:
+        return self._writer.pid
+
+    def begin(self, progress: Progress, state: dict[str, Any], reason: str) -> None:
+        """Capture the live tensors with `progress` and `state` (both of this step boundary)."""
+        assert self._under_way is None, "one commit at a time"
+        finite, copied = self._capture()
+        images = [
+            ImageFile(WEIGHTS, "weights", self._weights_image.fd, self._weights_image.bytes),
+            ImageFile(
+                OPTIMIZER, "optimizer", self._optimizer_image.fd, self._optimizer_image.bytes
+            ),
+        ]
+        text = json.dumps(state, sort_keys=True, indent=1).encode()
+        request = WriteRequest(
+            to_manifest(progress, self._identity, reason),
+            list(progress.completed),
+            images,
+            [*self._small, SmallFile(STATE, "state", text)],
+        )
+        self._under_way = _UnderWay(progress, reason, request, finite, copied)
+        self.poll_copy()
+
+    def _capture(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        optimizer = self._optimizer.state_tensors()
+        every = (*self._weights.values(), *optimizer.values())
+        if self._copy_stream is None:
+            self._weights_image.capture(self._weights)
+            self._optimizer_image.capture(optimizer)
+            return all_finite(every), None
+        self._copy_stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._copy_stream):
+            finite = torch.empty((), dtype=torch.bool, pin_memory=True)
+            finite.copy_(all_finite(every), non_blocking=True)
+            self._weights_image.capture(self._weights)
+            self._optimizer_image.capture(optimizer)
+            copied = torch.cuda.Event()
+            copied.record()
+        return finite, copied
+
+    def hold_optimizer(self) -> None:
+        """Before an optimizer step: the device (not the host) waits for a copy under way."""
+        if self._under_way is not None and self._under_way.copied is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._under_way.copied)
+
+    def poll_copy(self) -> None:
+        """Hand over to the writer once the copy is complete.
+
+        Raises:
+            NotFinite: the state must not be committed.
+        """
+        work = self._under_way
+        if work is None or work.handed_over or not (work.copied is None or work.copied.query()):
+            return
+        if not bool(work.finite):
+            self._under_way = None
+            raise NotFinite
+        work.handed_over = True
+        self._writer.begin(work.request)
+
+    def poll(self, timeout_s: float = 0.0) -> Done | CommitFailed | None:
+        """What became of the commit under way, once it is known. Raises NotFinite."""
+        self.poll_copy()
+        work = self._under_way
+        if work is None or not work.handed_over:
+            return None
+        answer = self._writer.poll(timeout_s)
+        match answer:
+            case None:
+                return None
+            case Written():
+                self._under_way = None
+                self.last_commit_s = clock.monotonic_s()
+                return Done(work.progress, answer, work.reason)
+            case WriteFailed():
+                self._under_way = None
+                return CommitFailed(answer.error_number, answer.text, work.reason)
+
+    def finish(self, beat: Callable[[int], None]) -> Done | CommitFailed | None:
+        """Wait for the commit under way; `beat(bytes_written)` whenever bytes have moved.
+
+        Raises:
+            NotFinite: the state must not be committed.
+        """
+        work, moved = self._under_way, -1
+        if work is None:
+            return None
+        if work.copied is not None:
+            work.copied.synchronize()  # the host waits for the copy: somebody waits for the commit
+        while self._under_way is not None:
+            answer = self.poll(POLL_S)
+            if answer is not None:
+                return answer
+            if self.bytes_written != moved:
+                moved = self.bytes_written
+                beat(moved)
+        return None
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def bytes_per_day(checkpoint_bytes: int, steps_per_commit: float, step_s: float) -> float:
+    """What a rhythm of commits writes in a day; infinite when steps take no time."""
+    interval_s = steps_per_commit * step_s
+    return checkpoint_bytes * 86_400 / interval_s if interval_s > 0 else math.inf
