@@ -1,0 +1,109 @@
+"""Notices reach a real local HTTP server and a real command, once per interval and topic."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from trainer_tui.safety.config import Notify
+from trainer_tui.safety.notify import Notice, Notifier, request_for
+
+NOTICE = Notice("incident", "error", "trainer ended", "no memory left", "gpubox", "2026-01-01")
+
+
+class Server:
+    def __init__(self, status: int = 200) -> None:
+        self.got: list[dict[str, object]] = []
+        self.arrived = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                size = int(self.headers["Content-Length"])
+                outer.got.append(json.loads(self.rfile.read(size)))
+                self.send_response(status)
+                self.end_headers()
+                outer.arrived.set()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    found = Server()
+    yield found
+    found.close()
+
+
+def test_a_webhook_gets_the_whole_event(server: Server) -> None:
+    notifier = Notifier(lambda: Notify(webhook=server.url))
+    assert notifier.tell(NOTICE)
+    assert server.arrived.wait(10)
+    notifier.close()
+    assert server.got == [
+        {
+            "topic": "incident",
+            "level": "error",
+            "title": "trainer ended",
+            "text": "no memory left",
+            "host": "gpubox",
+            "at": "2026-01-01",
+        }
+    ]
+
+
+def test_the_same_topic_is_told_once_per_interval_and_the_rest_is_counted(server: Server) -> None:
+    interval = {"s": 3600.0}
+    notifier = Notifier(lambda: Notify(webhook=server.url, min_interval_s=interval["s"]))
+    assert [notifier.tell(NOTICE) for _ in range(4)] == [True, False, False, False]
+    interval["s"] = 1e-9
+    assert notifier.tell(NOTICE)
+    notifier.close()
+    assert len(server.got) == 2
+    assert "3 more" in str(server.got[1]["text"])
+
+
+def test_a_command_gets_the_event_on_standard_input(tmp_path: Path) -> None:
+    target = tmp_path / "told.json"
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(sys.stdin.read())"
+    notifier = Notifier(lambda: Notify(command=(sys.executable, "-c", code, str(target))))
+    assert notifier.tell(NOTICE)
+    notifier.close(20)
+    assert json.loads(target.read_text())["title"] == "trainer ended"
+
+
+def test_a_dead_webhook_and_a_missing_command_hurt_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Notify(command=("no-such-command-here",), webhook="http://127.0.0.1:9/secret-token")
+    notifier = Notifier(lambda: settings)
+    assert notifier.tell(NOTICE)
+    notifier.close(20)
+    assert "notify.command" in caplog.text and "notify.webhook" in caplog.text
+    assert "secret-token" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://hooks.slack.com/services/T/B/x", b'"text"'),
+        ("https://discord.com/api/webhooks/1/x", b'"content"'),
+        ("https://ntfy.sh/mytopic", b"no memory left"),
+    ],
+)
+def test_known_services_get_their_own_shape(url: str, expected: bytes) -> None:
+    request = request_for(url, NOTICE)
+    assert isinstance(request.data, bytes) and expected in request.data
