@@ -130,8 +130,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--rows", type=int, default=320, help="rows of a single-turn file")
     arguments = parser.parse_args()
-    for path in write(arguments.folder, generate(arguments.seed, arguments.rows)):
-        print(path)
+    toys = generate(arguments.seed, arguments.rows)
+    for file, path in zip(toys.files, write(arguments.folder, toys), strict=True):
+        print(f"{file.priority}\t{path}")
     return 0
 
 

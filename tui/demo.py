@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import NoDaemon, Refused, TrainerTuiError
 from trainer_tui.safety.text import printable
-from trainer_tui.safety.workspace import PRIORITIES, Workspace
+from trainer_tui.safety.workspace import Workspace
 from trainer_tui.tui import columns
 from trainer_tui.tui.client import Client
 from trainer_tui.tui.context import context, ensure_daemon, module_command
@@ -31,6 +30,7 @@ from trainer_tui.tui.workspace_setup import make_workspace
 
 MARK = ".trainer-tui-demo"  # only a folder with this file is ever removed by a second demo
 SEED = 7
+ROWS = 600
 LATE_S = 20.0  # some files come later, so that one sees them flow
 LIMIT_S = 900.0
 SETTINGS: dict[str, Any] = {
@@ -38,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "tokens_per_step": 2048,
     "pack_tokens": 512,
     "max_length": 256,
+    "epochs": 4,
     "learning_rate": 3e-3,
     "warmup_steps": 20,
     "eval_steps": 20,
@@ -97,18 +98,16 @@ def _build(space: Workspace) -> list[Chat]:
     durable.make_directory(space.root, 0o755)
     (space.root / MARK).touch()
     make_workspace(space.root, **SETTINGS)
-    chats = space.root / "chats"
-    _child("trainer_tui.data.toy_chats", str(chats), "--seed", str(SEED))
+    folder = space.root / "chats"
+    told = _child(
+        "trainer_tui.data.toy_chats", str(folder), "--seed", str(SEED), "--rows", str(ROWS)
+    )
     _child("trainer_tui.engine.toy_model", "build", str(space.root / "models" / "base"))
-    return list(_sorted_by_priority(chats))
-
-
-def _sorted_by_priority(folder: Path) -> Iterator[Chat]:
-    """The generator names its files `<priority>-<topic>.jsonl`."""
-    for path in sorted(folder.glob("*.jsonl")):
-        priority, _, _ = path.name.partition("-")
-        if priority in PRIORITIES:
-            yield Chat(path, priority)
+    chats = []
+    for line in told.splitlines():
+        priority, _, path = line.partition("\t")
+        chats.append(Chat(Path(path), priority))
+    return chats
 
 
 def _child(module: str, *arguments: str) -> str:
@@ -206,8 +205,8 @@ def _summary(
     print(f"  version     {path}")
     learned = last < first and val_last < val_first
     if base is not None:
-        print(f"  exact match {base['exact_match']:.3f} (base) -> {after['exact_match']:.3f}")
-        learned = learned and after["exact_match"] > base["exact_match"]
+        print(f"  exact match {base['rate']:.3f} (base) -> {after['rate']:.3f}")
+        learned = learned and after["rate"] > base["rate"]
     if failed or not learned:
         print("it did not learn as it should have", file=sys.stderr)
         return 1
@@ -224,7 +223,7 @@ def _ends(points: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def _exact_match(space: Workspace, model: Path) -> dict[str, Any]:
-    prompts = str(space.root / "chats" / "held_out.jsonl")
+    prompts = str(space.root / "chats" / "held_out.json")
     told = _child("trainer_tui.engine.toy_model", "answer", str(model), prompts)
     found: dict[str, Any] = json.loads(told.strip().splitlines()[-1])
     return found
