@@ -1,0 +1,214 @@
+"""Is a folder what its manifest says? A cheap look for lists, the whole proof before trusting.
+
+Limits: a look compares names and sizes only. A proof hashes every file and opens every tensor;
+it is remembered per file by (device, inode, size, mtime), so hard links are hashed once. Damage
+that a disk does afterwards is found by `verify` alone, which never believes the memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+
+from trainer_tui.safety import clock, durable, manifest
+from trainer_tui.safety.checkpoints import verify_file
+from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.manifest import FileEntry, Manifest
+from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
+from trainer_tui.versions.records import State, read_version
+
+HASHING_THREADS = min(4, os.cpu_count() or 1)
+_CACHE_ENTRIES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a folder seems to be. `sealed` is None when there is no usable manifest."""
+
+    state: State
+    problem: str
+    sealed: Manifest | None
+
+
+def look(folder: Path) -> Look:
+    """Compare names and sizes with the manifest; milliseconds, whatever the model's size."""
+    try:
+        sealed = manifest.read(folder)
+    except Corrupt as problem:
+        present = (folder / manifest.MANIFEST_NAME).exists()
+        return Look("corrupt" if present else "incomplete", problem.message, None)
+    for entry in sealed.files:
+        try:
+            path = folder / checked_name(entry.name)
+            found = path.lstat()
+        except Corrupt as problem:
+            return Look("corrupt", problem.message, sealed)
+        except FileNotFoundError:
+            return Look("incomplete", f"{folder.name}: {entry.name} is missing", sealed)
+        if not stat.S_ISREG(found.st_mode):
+            return Look("corrupt", f"{folder.name}: {entry.name} is not a plain file", sealed)
+        if found.st_size != entry.bytes:
+            text = f"{entry.name} has {found.st_size} bytes, not {entry.bytes}"
+            return Look("corrupt", f"{folder.name}: {text}", sealed)
+    return Look("ok", "", sealed)
+
+
+def checked_name(name: str) -> str:
+    """Raises Corrupt for a name that would lead out of the folder."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+        raise Corrupt(f"the manifest names a file outside its folder: {name!r}")
+    return name
+
+
+class Verified:
+    """Memory of files whose content was hashed and found right. A cache: losing it costs time."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._path = layout.verified_cache
+        self._known: dict[str, str] | None = None
+
+    def knows(self, path: Path, entry: FileEntry) -> bool:
+        return self._load().get(_identity(path)) == entry.sha256
+
+    def learn(self, path: Path, entry: FileEntry) -> None:
+        self._load()[_identity(path)] = entry.sha256
+
+    def forget(self, path: Path) -> None:
+        self._load().pop(_identity(path), None)
+
+    def save(self) -> None:
+        kept = list(self._load().items())[-_CACHE_ENTRIES:]
+        durable.make_directory(self._path.parent)
+        durable.replace_view(self._path, msgspec.json.encode(dict(kept)))
+
+    def _load(self) -> dict[str, str]:
+        if self._known is None:
+            try:
+                self._known = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+            except (FileNotFoundError, msgspec.MsgspecError):
+                self._known = {}
+        return self._known
+
+
+def _identity(path: Path) -> str:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return "missing"
+    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def prove(folder: Path, verified: Verified | None = None) -> Manifest:
+    """Hash every file (several at a time) and open every tensor of a committed folder.
+
+    Args:
+        verified: skip files known from it and teach it the others; None hashes everything.
+
+    Raises:
+        Corrupt: the first thing that does not match, in one sentence.
+    """
+    sealed = manifest.read(folder)
+    for entry in sealed.files:
+        checked_name(entry.name)
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        outcomes = [pool.submit(_prove_file, folder, entry, verified) for entry in sealed.files]
+    for outcome in outcomes:
+        outcome.result()
+    return sealed
+
+
+def _prove_file(folder: Path, entry: FileEntry, verified: Verified | None) -> None:
+    path = folder / entry.name
+    if verified is not None and verified.knows(path, entry):
+        return
+    try:
+        if path.is_symlink():
+            raise Corrupt(f"{folder.name}: {entry.name} is a link, not a file")
+        verify_file(folder, entry)
+        if path.suffix == ".safetensors":
+            open_tensors(path)
+    except OSError as problem:
+        raise Corrupt(f"{folder.name}: {entry.name} cannot be read: {problem.strerror}") from None
+    except Corrupt:
+        if verified is not None:
+            verified.forget(path)
+        raise
+    if verified is not None:
+        verified.learn(path, entry)
+
+
+def open_tensors(path: Path) -> int:
+    """Open every tensor of a safetensors file (layout, type, shape); no torch is needed.
+
+    Returns:
+        How many tensors there are.
+
+    Raises:
+        Corrupt: the header does not describe the file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            names = list(tensors.keys())
+            for name in names:
+                part: Any = tensors.get_slice(name)
+                part.get_shape()
+                part.get_dtype()
+            return len(names)
+    except SafetensorError as problem:
+        raise Corrupt(f"{path.parent.name}: {path.name} holds no tensors: {problem}") from None
+
+
+def prove_version(folder: Path, verified: Verified | None = None) -> Manifest:
+    """`prove` for a version: its record and, when it has one, its optimizer part too.
+
+    Raises:
+        Corrupt: the first thing that does not match.
+    """
+    record = read_version(folder)
+    sealed = prove(folder, verified)
+    if record.manifest_sha256 != sealed.sha256:
+        raise Corrupt(f"{folder.name}: its record belongs to another manifest")
+    if has_optimizer(folder):
+        prove(folder / OPTIMIZER_PART, verified)
+    return sealed
+
+
+def has_optimizer(folder: Path) -> bool:
+    return (folder / OPTIMIZER_PART / manifest.MANIFEST_NAME).is_file()
+
+
+# --- marks of damage found by a proof -----------------------------------------------------------
+
+
+class _Damage(msgspec.Struct, frozen=True):
+    problem: str
+    at: str
+
+
+def mark_damaged(layout: Layout, folder_name: str, problem: str) -> None:
+    durable.make_directory(layout.damaged)
+    mark = _Damage(problem, clock.now_iso())
+    durable.replace(layout.damaged / f"{folder_name}.json", msgspec.json.encode(mark))
+
+
+def unmark_damaged(layout: Layout, folder_name: str) -> None:
+    path = layout.damaged / f"{folder_name}.json"
+    if path.exists():
+        durable.remove_file(path)
+
+
+def known_damage(layout: Layout, folder_name: str) -> str:
+    """What the last proof of this folder found wrong; empty when nothing."""
+    try:
+        data = (layout.damaged / f"{folder_name}.json").read_bytes()
+        return msgspec.json.decode(data, type=_Damage).problem
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return ""

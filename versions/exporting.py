@@ -1,0 +1,60 @@
+"""A version as a folder of its own, anywhere: real copies, proven, ready for `from_pretrained`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trainer_tui.safety import durable, manifest
+from trainer_tui.safety.errors import Corrupt, Refused
+from trainer_tui.safety.manifest import FileEntry
+from trainer_tui.versions import bundle, check
+from trainer_tui.versions.records import VERSION_RECORD
+
+
+def export(folder: Path, target: Path, optimizer: Path | None = None) -> list[FileEntry]:
+    """Copy a version to `target`, which must not exist; optionally with its optimizer part.
+
+    Returns:
+        What was copied.
+
+    Raises:
+        Refused: the target is taken or its parent is no directory.
+        Corrupt: a file does not match its hash; nothing is left at the target.
+    """
+    if os.path.lexists(target):
+        raise Refused(f"{target} exists already", "name a folder that does not exist yet")
+    if not target.parent.is_dir():
+        raise Refused(f"{target.parent} is not a folder")
+    sealed = manifest.read(folder)
+    with bundle.staged(target) as staging:
+        copy_files(folder, sealed.files, staging)
+        records = {name: (folder / name).read_bytes() for name in _RECORDS}
+        if optimizer is not None:
+            part = manifest.read(optimizer)
+            inner = staging / optimizer.name
+            durable.make_directory(inner)
+            copy_files(optimizer, part.files, inner)
+            sealed_part = (optimizer / manifest.MANIFEST_NAME).read_bytes()
+            durable.write_new(inner / manifest.MANIFEST_NAME, sealed_part, 0o400)
+            durable.sync_directory(inner)
+        bundle.commit(staging, target, records)
+    return sealed.files
+
+
+_RECORDS = (VERSION_RECORD, manifest.MANIFEST_NAME)
+
+
+def copy_files(source: Path, entries: list[FileEntry], target: Path) -> None:
+    """Copy and compare with the manifest's hashes while copying. Raises Corrupt."""
+    for entry in entries:
+        path = target / check.checked_name(entry.name)
+        durable.make_directory(path.parent)
+        fd = os.open(source / entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            digest, _ = durable.copy_hashed(fd, path, 0o400)
+        finally:
+            os.close(fd)
+        durable.sync_directory(path.parent)
+        if digest != entry.sha256:
+            raise Corrupt(f"{source.name}: {entry.name} does not match its hash")

@@ -1,0 +1,89 @@
+"""Which files were trained between two points: a walk along the ledger's linked segments.
+
+Two ledgers share everything up to the point where their lineages parted, so the walk ends there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from trainer_tui.safety import manifest
+from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.manifest import LedgerEntry, LedgerHead, LedgerSegment
+
+_decode = msgspec.json.Decoder(LedgerSegment).decode
+
+
+def read_segment(ledger: Path, head: LedgerHead) -> LedgerSegment:
+    """Raises Corrupt when it is missing or does not match its hash."""
+    path = manifest.segment_path(ledger, head)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Corrupt(f"ledger segment {path.name} is missing") from None
+    if hashlib.sha256(data).hexdigest() != head.sha256:
+        raise Corrupt(f"ledger segment {path.name} is damaged")
+    return _decode(data)
+
+
+def segments(ledger: Path, head: LedgerHead | None) -> Iterator[tuple[LedgerHead, LedgerSegment]]:
+    """From the head back to the first, each checked. Raises Corrupt."""
+    while head is not None:
+        segment = read_segment(ledger, head)
+        yield head, segment
+        head = before(segment)
+
+
+def before(segment: LedgerSegment) -> LedgerHead | None:
+    return LedgerHead(segment.sequence - 1, segment.previous) if segment.previous else None
+
+
+def parted(
+    ledger: Path, left: LedgerHead | None, right: LedgerHead | None
+) -> tuple[list[LedgerEntry], list[LedgerEntry]]:
+    """Entries only `left` lists and entries only `right` lists, each newest first.
+
+    Raises:
+        Corrupt: a segment on the way is missing or damaged.
+    """
+    only_left: list[LedgerEntry] = []
+    only_right: list[LedgerEntry] = []
+    while left != right:
+        if right is None or (left is not None and left.sequence >= right.sequence):
+            assert left is not None
+            segment, left_next = _step(ledger, left)
+            only_left += reversed(segment.entries)
+            left = left_next
+        else:
+            segment, right_next = _step(ledger, right)
+            only_right += reversed(segment.entries)
+            right = right_next
+    return only_left, only_right
+
+
+def _step(ledger: Path, head: LedgerHead) -> tuple[LedgerSegment, LedgerHead | None]:
+    segment = read_segment(ledger, head)
+    return segment, before(segment)
+
+
+def since(
+    ledger: Path, head: LedgerHead | None, older: LedgerHead | None, at_most: int
+) -> tuple[list[LedgerEntry], bool]:
+    """The newest `at_most` entries that came after `older`, newest first; True: there are more.
+
+    Raises:
+        Corrupt: a segment on the way is missing or damaged.
+    """
+    last = older.sequence if older else 0
+    found: list[LedgerEntry] = []
+    for place, segment in segments(ledger, head):
+        if place.sequence <= last:
+            break
+        found += reversed(segment.entries)
+        if len(found) > at_most:
+            break
+    return found[:at_most], len(found) > at_most

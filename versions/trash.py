@@ -1,0 +1,131 @@
+"""The only way out: a committed folder is renamed into the trash, and removed from there.
+
+Invariant: a note beside each entry says what it was, where it stood and until when it can come
+back; the note is durable before the rename, so nothing lies in the trash unexplained. An entry
+is removed only after its note's time, or when space is short. A clock that went back keeps
+entries longer, never shorter.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from trainer_tui.safety import durable
+from trainer_tui.safety.errors import NotFound, Refused
+from trainer_tui.versions.layout import Layout, committed_folders
+
+LOCAL_TRASH = ".trash"  # used when state/ is on another filesystem, where a rename cannot reach
+_ROOM = "versions"
+
+
+class Note(msgspec.Struct, frozen=True):
+    """`keep_until`: nothing but a shortage of space removes it before; empty: at once."""
+
+    name: str
+    origin: str
+    why: str
+    deleted_at: str
+    keep_until: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trashed:
+    folder: Path
+    note: Note
+
+
+def _places(layout: Layout) -> list[Path]:
+    workspace = layout.workspace
+    homes = (layout.versions, layout.emergency, workspace.current_model)
+    return [workspace.trash / _ROOM, *(home / LOCAL_TRASH for home in homes)]
+
+
+def _place_for(layout: Layout, folder: Path) -> Path:
+    durable.make_directory(layout.workspace.trash)
+    if layout.workspace.trash.stat().st_dev == folder.stat().st_dev:
+        return layout.workspace.trash / _ROOM
+    return folder.parent / LOCAL_TRASH
+
+
+def throw(layout: Layout, folder: Path, why: str, now: str, keep_days: int) -> Trashed:
+    """Take a folder out of use by one rename; `keep_days` 0 lets the next `purge` remove it."""
+    place = _place_for(layout, folder)
+    durable.make_directory(place)
+    until = (at(now) + timedelta(days=keep_days)).isoformat() if keep_days else ""
+    note = Note(folder.name, str(folder), why, now, until)
+    target = place / f"{folder.name}--{secrets.token_hex(4)}"
+    durable.replace(_note_path(target), msgspec.json.encode(note))
+    durable.rename(folder, target)
+    return Trashed(target, note)
+
+
+def _note_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.note.json")
+
+
+def contents(layout: Layout) -> list[Trashed]:
+    """Everything in the trash, the latest deleted first. Folders without a note are left out."""
+    found = []
+    for place in _places(layout):
+        for folder in committed_folders(place):
+            note = _read_note(folder)
+            if note is not None:
+                found.append(Trashed(folder, note))
+    return sorted(found, key=lambda entry: (entry.note.deleted_at, entry.folder), reverse=True)
+
+
+def _read_note(folder: Path) -> Note | None:
+    try:
+        return msgspec.json.decode(_note_path(folder).read_bytes(), type=Note)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def bring_back(layout: Layout, name: str) -> Path:
+    """Undo the latest deletion of a folder of this name.
+
+    Raises:
+        NotFound: it is not in the trash (any more).
+        Refused: its place is taken.
+    """
+    for entry in contents(layout):
+        if entry.note.name == name:
+            origin = Path(entry.note.origin)
+            if origin.exists():
+                raise Refused(f"{name} cannot come back: its place is taken")
+            durable.rename(entry.folder, origin)
+            durable.remove_file(_note_path(entry.folder))
+            return origin
+    raise NotFound(f"{name} is not in the trash", "deleted versions stay there for some days only")
+
+
+def purge(layout: Layout, now: str, *, everything: bool = False) -> list[Trashed]:
+    """Remove what has had its time (`everything`: what has not, too) and notes of nothing."""
+    gone = []
+    for entry in contents(layout):
+        if everything or not entry.note.keep_until or at(entry.note.keep_until) <= at(now):
+            doomed = durable.staging_name(entry.folder)
+            durable.rename(entry.folder, doomed)  # so that half a folder can never come back
+            durable.remove_tree(doomed)
+            durable.remove_file(_note_path(entry.folder))
+            gone.append(entry)
+    for place in _places(layout):
+        for note in place.glob("*.note.json") if place.is_dir() else ():
+            if not note.with_name(note.name.removesuffix(".note.json")).exists():
+                durable.remove_file(note)
+        durable.sweep_staging(place)
+    return gone
+
+
+def at(stamp: str) -> datetime:
+    """A stamp of `clock.now_iso` as a time; one that cannot be read counts as the far past."""
+    try:
+        found = datetime.fromisoformat(stamp)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
