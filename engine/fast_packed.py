@@ -33,6 +33,7 @@ class Tile:
     columns: int  # rows of the tile that streams past
     warps: int
     stages: int
+    one_loop: bool = True  # mask every block, instead of a second loop for the unmasked ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def packed_attention(
         query, key, value, out, lse, query_work,
         *_strides(query, key, value), tokens, scale * LOG2_E, window,
         WINDOWED=window > 0, PACK=pack, HEADS=heads, **constants,
-        M=tile.rows // pack, N=tile.columns, num_warps=tile.warps, num_stages=tile.stages,
+        M=tile.rows // pack, N=tile.columns, ONE_LOOP=tile.one_loop,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out, lse
 
@@ -148,14 +150,16 @@ def packed_attention_backward(
         query, key, value, out, lse, out_gradient, dq, delta, query_work,
         *strides, tokens, scale * LOG2_E, scale, window,
         WINDOWED=window > 0, PACK=pack, HEADS=heads, **constants,
-        M=tile.rows // pack, N=tile.columns, num_warps=tile.warps, num_stages=tile.stages,
+        M=tile.rows // pack, N=tile.columns, ONE_LOOP=tile.one_loop,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     tile = TILES.key_gradient
     key_gradient_kernel[(kv_heads, key_work.shape[0])](
         query, key, value, lse, out_gradient, delta, dk, dv, key_work,
         *strides, tokens, scale * LOG2_E, scale, window,
         WINDOWED=window > 0, KV_HEADS=kv_heads, **constants,
-        M=tile.columns, N=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
+        M=tile.columns, N=tile.rows, ONE_LOOP=True,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return dq, dk, dv
 

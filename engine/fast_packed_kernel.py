@@ -62,7 +62,7 @@ def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, work_ptr,
     stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, tokens, scale, window,
     WINDOWED: tl.constexpr, PACK: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_LOOP: tl.constexpr,
 ):  # fmt: skip
     first_head = tl.program_id(0) * PACK
     kv_head = first_head // GROUP
@@ -93,14 +93,18 @@ def forward_kernel(
         unmasked_from += (edge + N - 1) // N * N
     diagonal = document_start + (query_start - document_start) // N * N
     last = tl.minimum(query_start + M, document_end)
-    if WINDOWED:
+    if ONE_LOOP:
+        diagonal = first
+        unmasked_from = last
+    if WINDOWED and not ONE_LOOP:
         for at in tl.range(first, tl.minimum(unmasked_from, diagonal), N):
             out, row_max, row_sum = _forward_block(
                 out, row_max, row_sum, query, k_ptr, v_ptr, stride_k, stride_v,
                 at, document_end, query_at, scale, window, True, True, D, N,
             )  # fmt: skip
-    for at in tl.range(unmasked_from, diagonal, N):
-        out, row_max, row_sum = _forward_block(
+    if not ONE_LOOP:
+        for at in tl.range(unmasked_from, diagonal, N):
+            out, row_max, row_sum = _forward_block(
             out, row_max, row_sum, query, k_ptr, v_ptr, stride_k, stride_v,
             at, document_end, query_at, scale, window, False, False, D, N,
         )  # fmt: skip
@@ -147,7 +151,7 @@ def query_gradient_kernel(
     stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, stride_g, stride_gh,
     tokens, scale, natural_scale, window,
     WINDOWED: tl.constexpr, PACK: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_LOOP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the queries; also leaves rowsum(dO * O) for the other kernel."""
     first_head = tl.program_id(0) * PACK
@@ -182,14 +186,18 @@ def query_gradient_kernel(
         unmasked_from += (edge + N - 1) // N * N
     diagonal = document_start + (query_start - document_start) // N * N
     last = tl.minimum(query_start + M, document_end)
-    if WINDOWED:
+    if ONE_LOOP:
+        diagonal = first
+        unmasked_from = last
+    if WINDOWED and not ONE_LOOP:
         for at in tl.range(first, tl.minimum(unmasked_from, diagonal), N):
             gradient = _query_gradient_block(
                 gradient, query, out_gradient, lse, delta, k_ptr, v_ptr, stride_k, stride_v,
                 at, document_end, query_at, scale, window, True, True, D, N,
             )  # fmt: skip
-    for at in tl.range(unmasked_from, diagonal, N):
-        gradient = _query_gradient_block(
+    if not ONE_LOOP:
+        for at in tl.range(unmasked_from, diagonal, N):
+            gradient = _query_gradient_block(
             gradient, query, out_gradient, lse, delta, k_ptr, v_ptr, stride_k, stride_v,
             at, document_end, query_at, scale, window, False, False, D, N,
         )  # fmt: skip
@@ -237,7 +245,7 @@ def key_gradient_kernel(
     stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, stride_g, stride_gh,
     tokens, scale, natural_scale, window,
     WINDOWED: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_LOOP: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, summed over the query heads that share them."""
     kv_head = tl.program_id(0)
@@ -253,40 +261,21 @@ def key_gradient_kernel(
     value = tl.load(v_at, mask=inside, other=0.0)
     key_gradient = tl.zeros([N, D], tl.float32)
     value_gradient = tl.zeros([N, D], tl.float32)
-    diagonal_end = tl.minimum(key_start + (N + M - 1) // M * M, document_end)
     last = document_end
-    unmasked_to = document_end
-    if WINDOWED:
-        # Queries from `last` on see none of these keys; those from `unmasked_to` on miss some.
+    if WINDOWED:  # queries from here on see none of these keys
         last = tl.minimum(document_end, key_start + N - 1 + window)
-        unmasked_to = tl.maximum(diagonal_end, key_start + (window // M) * M)
-        unmasked_to = tl.minimum(unmasked_to, last)
-    for member in tl.range(0, GROUP):
-        head = kv_head * GROUP + member
-        q_head = q_ptr + head * stride_qh
-        g_head = out_gradient_ptr + head * stride_gh
-        lse_head = lse_ptr + head * tokens
-        delta_head = delta_ptr + head * tokens
-        for at in tl.range(key_start, diagonal_end, M):
-            key_gradient, value_gradient = _key_gradient_block(
-                key_gradient, value_gradient, key, value, q_head, g_head, lse_head, delta_head,
-                stride_q, stride_g, at, document_end, key_at, scale, window,
-                True, WINDOWED, D, M,
-            )  # fmt: skip
-        for at in tl.range(diagonal_end, unmasked_to, M):
-            key_gradient, value_gradient = _key_gradient_block(
-                key_gradient, value_gradient, key, value, q_head, g_head, lse_head, delta_head,
-                stride_q, stride_g, at, document_end, key_at, scale, window,
-                False, False, D, M,
-            )  # fmt: skip
-        if WINDOWED:
-            resume = diagonal_end + (unmasked_to - diagonal_end + M - 1) // M * M
-            for at in tl.range(resume, last, M):
-                key_gradient, value_gradient = _key_gradient_block(
-                    key_gradient, value_gradient, key, value, q_head, g_head, lse_head,
-                    delta_head, stride_q, stride_g, at, document_end, key_at, scale, window,
-                    True, True, D, M,
-                )  # fmt: skip
+    count = (last - key_start + M - 1) // M
+    # One loop over (query head, block): its pipeline is filled once, not once per head.
+    for step in tl.range(0, count * GROUP):
+        head = kv_head * GROUP + step // count
+        at = key_start + step % count * M
+        key_gradient, value_gradient = _key_gradient_block(
+            key_gradient, value_gradient, key, value,
+            q_ptr + head * stride_qh, out_gradient_ptr + head * stride_gh,
+            lse_ptr + head * tokens, delta_ptr + head * tokens,
+            stride_q, stride_g, at, document_end, key_at, scale, window,
+            True, WINDOWED, D, M,
+        )  # fmt: skip
     key_gradient *= natural_scale
     kind = dk_ptr.dtype.element_ty
     o_at = key_at[:, None] * (KV_HEADS * D) + kv_head * D + dims[None, :]

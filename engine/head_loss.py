@@ -98,7 +98,16 @@ def _chunk_function(device_type: str) -> Callable[..., Tensor]:
     if device_type != "cuda":
         return _turn_logits_into_gradient
     # One kernel for the row sums and one for the gradient in place, instead of ten passes.
-    return torch.compile(_turn_logits_into_gradient, dynamic=True)
+    compiled = torch.compile(_turn_logits_into_gradient)
+
+    def with_varying_rows(logits: Tensor, *others: Any) -> Tensor:
+        # Rows vary, the vocabulary does not: a symbolic row length would lose aligned loads.
+        torch._dynamo.maybe_mark_dynamic(logits, 0)
+        torch._dynamo.maybe_mark_dynamic(others[0], 0)
+        loss: Tensor = compiled(logits, *others)
+        return loss
+
+    return with_varying_rows
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
