@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from trainer_tui.safety import checkpoints, durable, manifest
+from trainer_tui.safety import checkpoints, manifest
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import Manifest
 from trainer_tui.versions import bundle, check, emergency, trained
@@ -25,7 +25,7 @@ from trainer_tui.versions.records import Branch, TrainedFile, Version, read_bran
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is committed again. `optimizer`: the folder of its optimizer part, if that comes along."""
+    """What is committed again. `optimizer`: the folder of its optimizer part, if that comes too."""
 
     name: str
     folder: Path
@@ -214,11 +214,3 @@ def _renewed(
 def optimizer_part(folder: Path) -> Path | None:
     """The optimizer part of a version, when it still has one."""
     return folder / OPTIMIZER_PART if check.has_optimizer(folder) else None
-
-
-def forget_marks(layout: Layout, name: str) -> None:
-    """Remove the marks of a folder that no longer stands there."""
-    check.unmark_damaged(layout, name)
-    pin = layout.pins / name
-    if pin.exists():
-        durable.remove_file(pin)

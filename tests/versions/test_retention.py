@@ -1,0 +1,324 @@
+"""What goes and what stays; nothing protected ever goes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trainer_tui.safety import checkpoints
+from trainer_tui.safety.checkpoints import CheckpointName
+from trainer_tui.safety.config import Config, Retention
+from trainer_tui.safety.errors import Refused
+from trainer_tui.versions import automatic, keeping, retention
+from trainer_tui.versions.records import Version, VersionRecord
+from trainer_tui.versions.retention import Checkpoint
+
+
+def a_checkpoint(step, *, generation=0, state="ok", validation=None, pinned=False):
+    name = CheckpointName(step, generation)
+    return Checkpoint(Path(str(name)), name, state, validation, pinned, False)
+
+
+def a_version(number, *, day="2026-11-24", validation=None, state="ok", **marks):
+    record = VersionRecord(
+        number=number,
+        name=f"v{number}",
+        description="",
+        automatic=False,
+        created_at=f"{day}T00:00:00.000Z",
+        parent="",
+        checkpoint="",
+        lineage=0,
+        global_step=number * 100,
+        tokens=0,
+        supervised_tokens=0,
+        files=[],
+        files_more=False,
+        config_hash="",
+        template_hash="",
+        tokenizer_hash="",
+        base_model="",
+        validation={} if validation is None else {"fixed": validation},
+        hashes=[],
+        ledger=None,
+        manifest_sha256="",
+    )
+    plain = {"pinned": False, "weights_only": True, "live": True, "current": False} | marks
+    return Version(number, f"v{number}", Path(f"v{number}"), state, "", record, 0, **plain)
+
+
+def going(checkpoints=(), versions=(), policy=None, action="trash"):
+    decided = retention.what_goes(checkpoints, versions, policy or Retention())
+    return sorted(str(d.path) for d in decided if d.action == action)
+
+
+def test_the_newest_the_best_and_the_pinned_checkpoints_stay():
+    points = [a_checkpoint(step, validation=step / 100) for step in range(100, 900, 100)]
+    points[1] = replace(points[1], pinned=True)
+    policy = Retention(checkpoints=3)
+    assert going(points, policy=policy) == [f"checkpoint-{step}" for step in (300, 400, 500)]
+
+
+def test_damaged_checkpoints_are_never_counted_as_kept():
+    points = [a_checkpoint(step) for step in range(100, 600, 100)]
+    points += [a_checkpoint(step, state="corrupt") for step in (600, 700, 800)]
+    assert going(points, policy=Retention(checkpoints=5)) == []
+    assert going(points, policy=Retention(checkpoints=4)) == ["checkpoint-100"]
+
+
+def test_damaged_checkpoints_go_once_enough_newer_ones_verify():
+    points = [a_checkpoint(100, state="corrupt"), a_checkpoint(250, state="corrupt")]
+    points += [a_checkpoint(200), a_checkpoint(300)]
+    assert going(points, policy=Retention(checkpoints=2)) == ["checkpoint-100"]
+
+
+def test_a_thinner_commit_stands_in_for_its_first():
+    points = [a_checkpoint(100), a_checkpoint(100, generation=1), a_checkpoint(200)]
+    assert going(points) == ["checkpoint-100"]
+
+
+def test_a_nan_is_never_the_best():
+    points = [a_checkpoint(100, validation=float("nan")), a_checkpoint(200, validation=2.0)]
+    points += [a_checkpoint(300, validation=3.0)]
+    assert going(points, policy=Retention(checkpoints=1)) == ["checkpoint-100"]
+
+
+def test_versions_stay_by_number_quality_day_pin_and_being_current():
+    versions = [
+        a_version(1, day="2026-11-01"),
+        a_version(2, day="2026-11-01"),
+        a_version(3, day="2026-11-02", validation=0.5),
+        a_version(4, day="2026-11-02"),
+        a_version(5, day="2026-11-03", pinned=True),
+        a_version(6, day="2026-11-03", current=True),
+        a_version(7, day="2026-11-03"),
+        a_version(8, day="2026-11-03"),
+        a_version(9, day="2026-11-04", validation=0.9),
+    ]
+    policy = Retention(versions=2, best_versions=1, daily_days=3)
+    # kept: 9 and 8 newest, 3 best, 9 8 4 last of the three last days, 5 pinned, 6 current
+    assert going(versions=versions, policy=policy) == ["v1", "v2", "v7"]
+
+
+def test_the_two_newest_versions_stay_whatever_the_policy():
+    policy = Retention(versions=1, best_versions=0, daily_days=0)
+    versions = [a_version(number) for number in (1, 2, 3)]
+    assert going(versions=versions, policy=policy) == ["v1"]
+    versions[2] = a_version(3, state="corrupt")
+    assert going(versions=versions, policy=policy) == []
+
+
+def test_only_the_newest_versions_keep_their_optimizer():
+    versions = [a_version(number, weights_only=False) for number in range(1, 6)]
+    versions[0] = a_version(1, weights_only=False, pinned=True)
+    policy = Retention(versions_with_optimizer=2)
+    assert going(versions=versions, policy=policy, action="thin") == ["v2", "v3"]
+
+
+def small_policy(**more):
+    return Config(
+        retention=Retention(**{"checkpoints": 2, "versions": 2, "best_versions": 0} | more)
+    )
+
+
+def names(house):
+    return sorted(path.name for path in checkpoints.list_folders(house.workspace.current_model))
+
+
+def test_apply_removes_old_checkpoints_and_tells_what_it_did(house):
+    for step in (100, 200, 300, 400):
+        house.checkpoint(step)
+    done = keeping.apply(house.workspace, small_policy())
+    assert [entry.path.name for entry in done] == ["checkpoint-100", "checkpoint-200"]
+    assert all(entry.freed_bytes > 0 and "newer" in entry.why for entry in done)
+    assert names(house) == ["checkpoint-300", "checkpoint-400"]
+    assert list((house.workspace.trash / "versions").iterdir()) == []
+    assert keeping.apply(house.workspace, small_policy()) == []
+
+
+def test_nothing_goes_while_what_would_be_kept_does_not_verify(house, flip):
+    for step in (100, 200, 300, 400):
+        house.checkpoint(step)
+    for step in (300, 400):
+        flip(house.workspace.current_model / f"checkpoint-{step}" / "model.safetensors")
+    assert keeping.apply(house.workspace, small_policy()) == []
+    assert len(names(house)) == 4
+    house.checkpoint(500)
+    done = keeping.apply(house.workspace, small_policy())
+    assert [entry.path.name for entry in done] == ["checkpoint-100"]
+    assert house.newest().folder.name == "checkpoint-500"
+
+
+def test_a_corrupt_version_does_not_push_out_a_sound_one(house, flip):
+    for step in (100, 200, 300, 400):
+        house.store.create(house.checkpoint(step), "", keep_optimizer=False)
+    flip(house.store.get(4).folder / "model.safetensors")  # and so checkpoint-400, the same file
+    policy = small_policy(daily_days=0)
+    keeping.apply(house.workspace, policy)
+    states = {version.number: version.state for version in house.store.list()}
+    assert states == {2: "ok", 3: "ok", 4: "corrupt"}
+    assert house.newest().folder.name == "checkpoint-300"
+
+
+def test_versions_let_go_by_retention_can_come_back(house):
+    for step in (100, 200, 300, 400):
+        house.store.create(house.checkpoint(step), "")
+    done = keeping.apply(house.workspace, small_policy(daily_days=0))
+    gone = [entry for entry in done if entry.path.parent == house.workspace.versions]
+    assert [entry.path.name.split("_")[0] for entry in gone] == ["v001", "v002"]
+    assert all(entry.freed_bytes == 0 for entry in gone)
+    house.store.undelete(1)
+    assert house.store.verify(1).ok
+
+
+def test_the_trash_is_emptied_after_its_days_only(build):
+    stamp = {"now": "2026-11-24T12:00:00.000Z"}
+    house = build(lambda: stamp["now"])
+    for step in (100, 200, 300):
+        house.store.create(house.checkpoint(step), "")
+    house.store.delete(1)
+    config = small_policy(checkpoints=5)
+
+    def left() -> int:
+        keeping.apply(house.workspace, config, lambda: stamp["now"])
+        return len(house.store.trashed())
+
+    assert left() == 1
+    stamp["now"] = "2026-11-24T11:00:00.000Z"  # an hour back
+    assert left() == 1
+    stamp["now"] = "2026-12-01T11:59:59.000Z"
+    assert left() == 1
+    stamp["now"] = "2026-12-01T12:00:01.000Z"
+    assert left() == 0
+
+
+@pytest.mark.parametrize("moved", ["2026-11-24T11:00:00.000Z", "2041-01-01T00:00:00.000Z"])
+def test_a_clock_that_jumps_changes_nothing_about_what_is_kept(build, moved):
+    stamp = {"now": "2026-11-24T12:00:00.000Z"}
+    house = build(lambda: stamp["now"])
+    for step in (100, 200, 300):
+        house.store.create(house.checkpoint(step, at=stamp["now"]), "")
+    stamp["now"] = moved
+    for step in (400, 500):
+        house.store.create(house.checkpoint(step, at=moved), "")
+    policy = small_policy(daily_days=2)
+    before = keeping.preview(house.workspace, policy)
+    keeping.apply(house.workspace, policy, lambda: stamp["now"])
+    assert names(house) == ["checkpoint-400", "checkpoint-500"]
+    assert house.newest().folder.name == "checkpoint-500"
+    kept = {version.number for version in house.store.list()}
+    assert {4, 5} <= kept and all(path.exists() for path in before.keep)
+
+
+def test_emergency_backups_have_their_own_limit(house):
+    house.store.create(house.checkpoint(100), "")
+    house.checkpoint(200)
+    for _ in range(4):
+        house.store.restore(1)
+    keeping.apply(house.workspace, small_policy(emergency_backups=2))
+    assert [entry.number for entry in house.store.emergencies()] == [4, 3]
+
+
+def test_thinning_commits_a_thinner_one_and_drops_the_first(house):
+    old = house.checkpoint(100)
+    house.checkpoint(200)
+    weights = (old / "model.safetensors").read_bytes()
+    thinner = keeping.thin(house.workspace, old)
+    sealed = checkpoints.verify(thinner)
+    assert thinner.name == "checkpoint-100.1" and not old.exists()
+    assert sealed.weights_only and sealed.warmup_origin == 100
+    assert (thinner / "model.safetensors").read_bytes() == weights
+    assert not (thinner / "optimizer.safetensors").exists()
+    with pytest.raises(Refused, match="no optimizer"):
+        keeping.thin(house.workspace, thinner)
+    with pytest.raises(Refused, match="training goes on from"):
+        keeping.thin(house.workspace, house.workspace.current_model / "checkpoint-200")
+
+
+def test_retention_thins_versions_and_restore_says_so(house):
+    for step in (100, 200, 300):
+        house.store.create(house.checkpoint(step), "")
+    keeping.apply(house.workspace, small_policy(versions=20, versions_with_optimizer=1))
+    flags = {version.number: version.weights_only for version in house.store.list()}
+    assert flags == {1: True, 2: True, 3: False}
+    assert all(house.store.verify(number).ok for number in flags)
+    assert house.store.restore(2).weights_only
+
+
+def test_a_hard_link_frees_nothing_and_is_not_counted(house):
+    folder = house.checkpoint(100, elements=1 << 16)
+    alone = keeping.exclusive_bytes([folder])
+    version = house.store.create(folder, "")
+    shared = keeping.exclusive_bytes([folder])
+    assert alone > 700_000 and shared < 10_000
+    assert keeping.exclusive_bytes([folder, version.folder]) >= alone
+
+
+def test_room_is_made_in_order_and_only_as_much_as_is_wanted(house):
+    for step in (100, 200, 300, 400):
+        house.store.create(house.checkpoint(step, elements=1 << 16), "")
+    house.store.pin(1)
+    measured = iter([0, 0, 0, 10, 10])  # short until the first step of the ladder
+    done = keeping.make_room(house.workspace, Config(), 10, lambda path: next(measured))
+    what = [(entry.action, entry.path.name.split("_")[0]) for entry in done]
+    assert what == [("thin", "v002"), ("thin", "checkpoint-100")]
+    done = keeping.make_room(house.workspace, Config(), 10, lambda path: 0)
+    what = [(entry.action, entry.path.name.split("_")[0]) for entry in done]
+    assert what[:2] == [("thin", "checkpoint-200"), ("trash", "checkpoint-100.1")]
+    assert set(names(house)) == {"checkpoint-300", "checkpoint-400"}
+    assert {version.number for version in house.store.list()} == {1, 3, 4}
+    assert not house.store.get(1).weights_only  # pinned: whole
+    assert house.newest().folder.name == "checkpoint-400"
+    assert all(house.store.verify(number).ok for number in (1, 3, 4))
+
+
+def test_retention_racing_create_never_breaks_a_version(house):
+    """A thread makes versions of whatever is newest while another lets old checkpoints go."""
+    house.checkpoint(1)
+    stop = threading.Event()
+    problems: list[BaseException] = []
+
+    def keep() -> None:
+        try:
+            while not stop.is_set():
+                keeping.apply(house.workspace, small_policy(checkpoints=1, versions=3))
+        except BaseException as problem:  # noqa: BLE001 - handed to the test
+            problems.append(problem)
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    made = []
+    for step in range(2, 22):
+        made.append(house.store.create(house.checkpoint(step), str(step)).number)
+    stop.set()
+    keeper.join(30)
+    assert problems == [] and made == list(range(1, 21))
+    standing = house.store.list()
+    assert {20, 19} <= {version.number for version in standing}
+    assert all(house.store.verify(version.number).ok for version in standing)
+    assert house.newest().folder.name == "checkpoint-21"
+
+
+def test_automatic_versions_follow_the_policy(house):
+    from trainer_tui.safety import manifest
+    from trainer_tui.safety.config import Versioning
+
+    def due(folder, **policy):
+        plain = {"after_every_file": False, "every_steps": 0, "on_new_best": False} | policy
+        return automatic.due(manifest.read(folder), house.store.list(), Versioning(**plain))
+
+    first = house.checkpoint(100, validation=2.0)
+    assert due(first) is None
+    assert due(first, every_steps=100) and not due(first, every_steps=101)
+    assert "2.0000" in due(first, on_new_best=True)
+    assert due(first, after_every_file=True) is None
+    house.store.create(first, "")
+    assert due(first, on_new_best=True, every_steps=1) is None  # never twice of one state
+    assert due(house.checkpoint(150, validation=1.999), on_new_best=True) is None
+    house.train_file()
+    better = house.checkpoint(200, validation=1.9)
+    assert due(better, on_new_best=True) and due(better, after_every_file=True)
+    assert due(better, every_steps=100)

@@ -1,0 +1,318 @@
+"""Doing what retention decided, and making room on a full disk. The only deletions there are.
+
+Invariant: before anything goes, everything that is counted as kept has been proven (hashes and
+tensors); one that fails is marked and the decision is made anew. A folder leaves by a rename
+into the trash; versions can come back for some days, the rest is removed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trainer_tui.safety import checkpoints, clock, durable, manifest
+from trainer_tui.safety.config import Config
+from trainer_tui.safety.errors import Corrupt, Refused
+from trainer_tui.safety.workspace import Workspace
+from trainer_tui.versions import bundle, check, emergency, retention, shelf, trash
+from trainer_tui.versions.check import Verified
+from trainer_tui.versions.emergency import Emergency
+from trainer_tui.versions.layout import (
+    OPTIMIZER_PART,
+    THINNING_PREFIX,
+    Layout,
+    checkpoint_name,
+    committed_folders,
+    exclusive,
+    plain_words,
+)
+from trainer_tui.versions.records import Version
+from trainer_tui.versions.retention import Checkpoint, Decision, Plan
+
+ROUNDS = 100  # each round proves or marks at least one more folder
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One thing that went. `freed_bytes`: what that gave back to the disk (links give nothing)."""
+
+    path: Path
+    why: str
+    action: str
+    freed_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.path.name,
+            "path": str(self.path),
+            "why": self.why,
+            "action": self.action,
+            "freed_bytes": self.freed_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    checkpoints: list[Checkpoint]
+    versions: list[Version]
+    emergencies: list[Emergency]
+
+
+def survey(layout: Layout) -> Survey:
+    """Everything committed, by names and sizes."""
+    found = []
+    for folder in committed_folders(layout.workspace.current_model):
+        name = checkpoint_name(folder.name)
+        if name is None:
+            continue
+        seen = check.look(folder)
+        bad = folder.name.endswith(checkpoints.BAD_SUFFIX) or bool(
+            check.known_damage(layout, folder.name)
+        )
+        sealed = seen.sealed
+        found.append(
+            Checkpoint(
+                folder=folder,
+                name=name,
+                state="corrupt" if bad and seen.state == "ok" else seen.state,
+                validation=sealed.validation.get(retention.FIXED) if sealed else None,
+                pinned=(layout.pins / folder.name).exists(),
+                weights_only=sealed.weights_only if sealed else True,
+            )
+        )
+    return Survey(found, shelf.list_versions(layout), emergency.list_all(layout))
+
+
+def preview(workspace: Workspace, config: Config) -> Plan:
+    """What `apply` would do now, and why the rest stays. Nothing is proven or changed."""
+    found = survey(Layout(workspace))
+    return retention.plan(found.checkpoints, found.versions, config.retention, found.emergencies)
+
+
+def apply(
+    workspace: Workspace, config: Config, now: Callable[[], str] = clock.now_iso
+) -> list[Done]:
+    """Let go of what is beyond the policy. Hashes new folders first: call from a thread.
+
+    Returns:
+        What went, for the event log.
+
+    Raises:
+        Refused: the disk is full or read-only.
+    """
+    layout = Layout(workspace)
+
+    def decide(found: Survey) -> Plan:
+        return retention.plan(
+            found.checkpoints, found.versions, config.retention, found.emergencies
+        )
+
+    with plain_words("retention"):
+        done = _carry_out(
+            layout, _proven(layout, decide), decide, now(), config.retention.trash_days
+        )
+        return done + _purge(layout, now(), everything=False)
+
+
+def make_room(
+    workspace: Workspace,
+    config: Config,
+    wanted_free_bytes: int,
+    free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+    now: Callable[[], str] = clock.now_iso,
+) -> list[Done]:
+    """Free space until `wanted_free_bytes` are free, measuring after each step.
+
+    The trash first, then what the policy lets go, then as `retention.for_space` orders it.
+    """
+    layout = Layout(workspace)
+
+    def short() -> bool:
+        return free_bytes(workspace.models) < wanted_free_bytes
+
+    def decide(found: Survey) -> Plan:
+        return retention.for_space(found.checkpoints, found.versions, found.emergencies)
+
+    done: list[Done] = []
+    if short():
+        done += _purge(layout, now(), everything=True)
+    if short():
+        done += apply(workspace, config, now)
+        done += _purge(layout, now(), everything=True)
+    tried: set[tuple[Path, str]] = set()
+    while short():
+        # Decided anew each time: a thinned checkpoint, say, is another folder now.
+        left = [d for d in _proven(layout, decide) if (d.path, d.action) not in tried]
+        if not left:
+            break
+        tried.add((left[0].path, left[0].action))
+        done += _carry_out(layout, left[:1], decide, now(), 0)
+        _purge(layout, now(), everything=True)
+    return done
+
+
+def _proven(layout: Layout, decide: Callable[[Survey], Plan]) -> tuple[Decision, ...]:
+    """Decide again and again until everything the decision counts on has been proven."""
+    verified = Verified(layout)
+    proven: set[Path] = set()
+    for _ in range(ROUNDS):
+        found = survey(layout)
+        decided = decide(found)
+        doubtful = [path for path in decided.keep if path not in proven and _looks_sound(path)]
+        if not decided.go or not doubtful:
+            verified.save()
+            return decided.go
+        for path in doubtful:
+            if _prove(layout, path, verified):
+                proven.add(path)
+    return ()
+
+
+def _looks_sound(path: Path) -> bool:
+    return check.look(path).state == "ok"
+
+
+def _prove(layout: Layout, path: Path, verified: Verified) -> bool:
+    try:
+        if path.parent == layout.versions:
+            check.prove_version(path, verified)
+        else:
+            check.prove(path, verified)
+        return True
+    except Corrupt as problem:
+        if path.is_dir():
+            check.mark_damaged(layout, path.name, problem.message)
+        return False
+
+
+def _carry_out(
+    layout: Layout,
+    decisions: Iterable[Decision],
+    decide: Callable[[Survey], Plan],
+    now: str,
+    keep_days: int,
+) -> list[Done]:
+    done = []
+    for decision in decisions:
+        with exclusive(layout):
+            # Since the decision a person may have pinned it, restored from it, or deleted another.
+            still = {(found.path, found.action) for found in decide(survey(layout)).go}
+            if (decision.path, decision.action) in still:
+                freed = _let_go(layout, decision, now, keep_days)
+                done.append(Done(decision.path, decision.why, decision.action, freed))
+    return done
+
+
+def _let_go(layout: Layout, decision: Decision, now: str, keep_days: int) -> int:
+    path, is_version = decision.path, decision.path.parent == layout.versions
+    match decision.action:
+        case "thin" if is_version:
+            part = path / OPTIMIZER_PART
+            freed = exclusive_bytes([part])
+            trash.throw(layout, part, decision.why, now, 0)
+            return freed
+        case "thin":
+            return _thin(layout, path, decision.why, now)
+        case "trash" if is_version and keep_days:
+            trash.throw(layout, path, decision.why, now, keep_days)
+            return 0  # it is still there, and counted when it is purged
+        case "trash":
+            freed = exclusive_bytes([path])
+            trash.throw(layout, path, decision.why, now, 0)
+            check.unmark_damaged(layout, path.name)
+            return freed
+
+
+def _purge(layout: Layout, now: str, *, everything: bool) -> list[Done]:
+    """Empty the trash; only what a person could have brought back is worth telling."""
+    with exclusive(layout):
+        sizes = {entry.folder: exclusive_bytes([entry.folder]) for entry in trash.contents(layout)}
+        gone = trash.purge(layout, now, everything=everything)
+    return [
+        Done(Path(entry.note.origin), entry.note.why, "purge", sizes[entry.folder])
+        for entry in gone
+        if entry.note.keep_until
+    ]
+
+
+def thin(workspace: Workspace, folder: Path, now: Callable[[], str] = clock.now_iso) -> Path:
+    """Drop a checkpoint's optimizer: commit a thinner one beside it, then trash the first.
+
+    Returns:
+        The thinner checkpoint.
+
+    Raises:
+        Refused: it is the one that training would go on from, or has no optimizer.
+        Corrupt: it is damaged.
+    """
+    layout = Layout(workspace)
+    with plain_words("the checkpoint was not thinned"), exclusive(layout):
+        _thin(layout, folder, "its optimizer was let go", now())
+        name = checkpoint_name(folder.name)
+        assert name is not None  # _thin has checked it
+        with_next = checkpoints.CheckpointName(name.global_step, name.generation + 1)
+        thinner = folder.with_name(str(with_next))
+        trash.purge(layout, now())
+        return thinner
+
+
+def _thin(layout: Layout, folder: Path, why: str, now: str) -> int:
+    seen, name = check.look(folder), checkpoint_name(folder.name)
+    if seen.state != "ok" or seen.sealed is None or name is None:
+        raise Corrupt(f"{folder.name} cannot be thinned: {seen.problem}")
+    here = emergency.standing(layout)
+    if here is not None and here.folder == folder:
+        raise Refused(f"{folder.name} is what training goes on from, so it keeps its optimizer")
+    dropped = bundle.optimizer_entries(seen.sealed)
+    if not dropped:
+        raise Refused(f"{folder.name} has no optimizer to let go")
+    target = folder.with_name(
+        str(checkpoints.CheckpointName(name.global_step, name.generation + 1))
+    )
+    if not target.exists():
+        thinner = bundle.without_optimizer(seen.sealed)
+        thinner = msgspec.structs.replace(thinner, parent=folder.name, reason="thinned")
+        with bundle.staged(target, THINNING_PREFIX) as staging:
+            bundle.share_files(folder, thinner.files, staging)
+            checkpoints.commit(staging, target, manifest.seal(thinner))
+    freed = _own_bytes(folder / entry.name for entry in dropped)
+    trash.throw(layout, folder, why, now, 0)
+    return freed
+
+
+def _own_bytes(paths: Iterable[Path]) -> int:
+    found = [path.lstat() for path in paths]
+    return sum(entry.st_blocks * 512 for entry in found if entry.st_nlink == 1)
+
+
+def exclusive_bytes(folders: Iterable[Path]) -> int:
+    """Bytes the disk gets back when all of `folders` are deleted together.
+
+    A hard link that also stands elsewhere frees nothing. Shared extents (reflinks) cannot be told
+    apart cheaply and are counted, so on such filesystems this is an upper bound: measure again.
+    """
+    seen: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for folder in folders:
+        for root, _, names in os.walk(folder):
+            for name in names:
+                entry = (Path(root) / name).lstat()
+                key = (entry.st_dev, entry.st_ino)
+                count = seen.get(key, (0, 0, 0))[0] + 1
+                seen[key] = (count, entry.st_nlink, entry.st_blocks * 512)
+    return sum(size for count, links, size in seen.values() if count >= links)
+
+
+def pin_checkpoint(workspace: Workspace, name: str) -> None:
+    """Protect a checkpoint from retention. Raises Refused when there is none of that name."""
+    layout = Layout(workspace)
+    with exclusive(layout):
+        if checkpoint_name(name) is None or not (workspace.current_model / name).is_dir():
+            raise Refused(f"there is no checkpoint {name}")
+        durable.make_directory(layout.pins)
+        durable.replace(layout.pins / name, b"")
