@@ -1,0 +1,88 @@
+"""Why a waiting job waits, and whether it may start now. Pure: time comes in as an argument."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from trainer_tui.queue.job import Job
+from trainer_tui.safety.errors import ConfigProblem
+
+_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)\s*-\s*([01]\d|2[0-3]):([0-5]\d)")
+
+
+@dataclass(frozen=True, slots=True)
+class QuietHours:
+    """Minutes since midnight, local time; `start` > `end` spans midnight."""
+
+    start: int
+    end: int
+
+    def holds_at(self, now: datetime) -> bool:
+        minute = now.hour * 60 + now.minute
+        if self.start <= self.end:
+            return self.start <= minute < self.end
+        return minute >= self.start or minute < self.end
+
+    @property
+    def end_text(self) -> str:
+        return f"{self.end // 60:02d}:{self.end % 60:02d}"
+
+
+def parse_quiet_hours(text: str) -> QuietHours | None:
+    """`22:00-06:30`, or None for an empty text. Raises ConfigProblem."""
+    if not text.strip():
+        return None
+    found = _HOURS.fullmatch(text.strip())
+    if found is None:
+        raise ConfigProblem(
+            f"intake.quiet_hours = {text!r} is not a time span", "write it as 22:00-06:30"
+        )
+    hours = [int(part) for part in found.groups()]
+    return QuietHours(hours[0] * 60 + hours[1], hours[2] * 60 + hours[3])
+
+
+def parse_time(text: str) -> datetime:
+    """An ISO time; one without a zone is local. Raises ValueError."""
+    return datetime.fromisoformat(text).astimezone()
+
+
+def startable(job: Job, now: datetime, quiet: QuietHours | None = None) -> bool:
+    """Whether a waiting job may be claimed at `now` (any zone)."""
+    return _own_reason(job, now, quiet) is None
+
+
+def _own_reason(job: Job, now: datetime, quiet: QuietHours | None) -> str | None:
+    if job.meta.held:
+        return f"held: trainer-tui queue unhold {job.id}"
+    if job.meta.not_before is not None:
+        at = parse_time(job.meta.not_before)
+        if now < at:
+            return f"not before {at:%Y-%m-%d %H:%M}"
+    if quiet is not None and quiet.holds_at(now.astimezone()):
+        return f"quiet hours until {quiet.end_text}"
+    return None
+
+
+def why_waiting(
+    job: Job,
+    ahead: int,
+    now: datetime,
+    quiet: QuietHours | None = None,
+    training: str = "",
+) -> str:
+    """One short sentence for a waiting job.
+
+    Args:
+        ahead: how many jobs come before it, those in processing included.
+        training: why nothing at all is trained now (paused, no model, …); empty when it is.
+    """
+    own = _own_reason(job, now, quiet)
+    if own is not None:
+        return own
+    if training:
+        return training
+    if ahead == 0:
+        return "next"
+    return f"{ahead} {'file is' if ahead == 1 else 'files are'} ahead"
