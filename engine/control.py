@@ -59,6 +59,17 @@ class Control:
             self._changed.wait_for(lambda: self._waiting or self.must_leave, timeout_s)
 
     @property
+    def wants_out(self) -> bool:
+        """Whether the trainer has to end, in words or by the pipe; the message stays there."""
+        with self._changed:
+            return self.must_leave or any(isinstance(m, messages.Stop) for m in self._waiting)
+
+    def wait_out(self, timeout_s: float) -> bool:
+        """Sleep, but not past a wish to end; whether there is one."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.wants_out, timeout_s)
+
+    @property
     def urgent(self) -> bool:
         """Whether evaluation and other long work should end early: anything waits."""
         return bool(self._waiting) or self.must_leave

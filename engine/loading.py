@@ -76,9 +76,7 @@ def plan_precision(wanted: str, device: torch.device) -> PrecisionPlan:
         case "lean":
             return PrecisionPlan("lean", "split", torch.bfloat16, "8bit", False, True)
         case "pure_bf16":
-            note = (
-                "pure_bf16 loses small updates: at a rate of 1e-5 about 14 % of weights move"
-            )
+            note = "pure_bf16 loses small updates: at a rate of 1e-5 about 14 % of weights move"
             return PrecisionPlan(
                 "pure_bf16", "pure_bf16", torch.bfloat16, "float32", False, False, note
             )

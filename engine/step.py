@@ -31,6 +31,10 @@ TokenMask = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids [tokens], targets
 Packs = Sequence[Sequence[TokenMask]]
 
 
+class UpdateInterrupted(Exception):
+    """Memory ran out while weights were being moved: what is in memory is no step boundary."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shaped:
     """A micro-batch with what a behaviour profile adds to its loss."""
@@ -139,7 +143,10 @@ class Stepper:
         # Guard and optimizer: a NaN or an infinity in the gradients skips the update on the
         # device. The device, not the host, waits here for a checkpoint's copy to be through.
         self.before_update()
-        stats = self.optimizer.clip_and_step(learning_rate, float(divisor), self.max_grad_norm)
+        try:
+            stats = self.optimizer.clip_and_step(learning_rate, float(divisor), self.max_grad_norm)
+        except torch.OutOfMemoryError as problem:
+            raise UpdateInterrupted(str(problem)) from problem
         self.optimizer.zero_grad()
         figures = torch.stack([loss_sum, stats.grad_norm, stats.skipped])
         return PendingStep(figures, supervised, lengths, started_s)
@@ -155,22 +162,25 @@ class Stepper:
             loss_sum += loss.detach()
         return loss_sum
 
-    def preflight(self, vocabulary: int, pack_tokens: int) -> int:
+    def preflight(self, vocabulary: int, longest: int) -> int:
         """A real forward and backward at the largest shape; halves the budget until it fits.
 
         No weight moves and no random state is used up. Returns the budget that fits.
 
+        Args:
+            longest: tokens of the longest document that there may be.
+
         Raises:
-            torch.OutOfMemoryError: not even one document of `pack_tokens` fits.
+            torch.OutOfMemoryError: not even one such document fits.
         """
         state = torch.get_rng_state(), self._device_rng()
         try:
             while True:
                 try:
-                    self._try_shape(max(self.micro_batch_tokens, pack_tokens), vocabulary)
+                    self._try_shape(self.micro_batch_tokens, longest, vocabulary)
                     return self.micro_batch_tokens
                 except torch.OutOfMemoryError:
-                    if not self.halve(pack_tokens):
+                    if not self.halve(longest):
                         raise
         finally:
             torch.set_rng_state(state[0])
@@ -194,9 +204,10 @@ class Stepper:
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             yield
 
-    def _try_shape(self, tokens: int, vocabulary: int) -> None:
-        ids = np.arange(tokens, dtype=np.int32) % vocabulary
-        packs = [[(ids, np.ones(tokens, dtype=np.bool_))]]
+    def _try_shape(self, budget: int, longest: int, vocabulary: int) -> None:
+        ids = np.arange(longest, dtype=np.int32) % vocabulary
+        document = (ids, np.ones(longest, dtype=np.bool_))
+        packs = [[document] * max(1, budget // longest)]
         try:
             self._forward_backward(packs)
             if self.device.type == "cuda":

@@ -1,0 +1,191 @@
+"""Losses on rows that are not trained: a fixed rotating slice while training, the whole set when
+there is time.
+
+Invariant: evaluation costs at most `time_share` of the training time, measured, not guessed; it
+uses the rows' own masks and the same mean over supervised tokens as training; it draws no random
+number and moves no weight.
+
+Series: `fixed` (the workspace's validation set), `holdout` (rows of the file in hand that do not
+train), `probe` (rows of that file that have been trained).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer_tui.engine.batch import collate
+from trainer_tui.engine.head_loss import forward_loss_sum
+from trainer_tui.engine.micro_batches import split
+from trainer_tui.engine.step import Stepper, TokenMask
+from trainer_tui.safety import clock
+
+MIN_ROWS = 8  # a slice smaller than this says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Documents that can be asked for by index. `set_id` changes when the documents do."""
+
+    name: str
+    set_id: str
+    count: int
+    document: Callable[[int], TokenMask]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`loss`: mean over supervised tokens. `standard_error`: of that mean, over documents."""
+
+    series: str
+    set_id: str
+    loss: float
+    standard_error: float
+    rows: int
+    supervised_tokens: int
+    seconds: float
+    whole: bool
+
+
+@dataclass(slots=True)
+class Budget:
+    """How much evaluation the training so far has paid for.
+
+    The first look at a series is free: without it there is nothing to compare with.
+    """
+
+    time_share: float
+    seconds_left: float = 0.0
+    seconds_per_token: float | None = None
+    _free: set[tuple[str, str]] = field(default_factory=set)
+
+    def earn(self, trained_s: float) -> None:
+        self.seconds_left += trained_s * self.time_share
+
+    def spend(self, seconds: float, tokens: int) -> None:
+        self.seconds_left -= seconds
+        if tokens:
+            self.seconds_per_token = seconds / tokens
+
+    def first_look(self, series: Series) -> bool:
+        """Whether this series was never looked at; remembered from now on."""
+        key = (series.name, series.set_id)
+        if key in self._free:
+            return False
+        self._free.add(key)
+        return True
+
+    def affords(self, tokens: int) -> bool:
+        if self.seconds_per_token is None:
+            return True
+        return tokens * self.seconds_per_token <= self.seconds_left
+
+
+def slice_of(count: int, slice_rows: int, turn: int) -> list[int]:
+    """The `turn`th slice of a set: the same rows come back after a full round."""
+    if count <= slice_rows:
+        return list(range(count))
+    slices = -(-count // slice_rows)
+    start = (turn % slices) * slice_rows
+    return list(range(start, min(start + slice_rows, count)))
+
+
+def affordable(lengths: Sequence[int], budget: Budget) -> int:
+    """How many of these documents, from the first on, the budget pays for."""
+    tokens = 0
+    for number, length in enumerate(lengths):
+        tokens += length
+        if not budget.affords(tokens):
+            return number
+    return len(lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """`beat` after every micro-batch; `urgent`: somebody waits, so end early and say nothing."""
+
+    stepper: Stepper
+    budget: Budget
+    slice_rows: int
+    beat: Callable[[], None]
+    urgent: Callable[[], bool]
+
+    def slice(self, series: Series, turn: int) -> Result | None:
+        """The slice whose turn it is, or as much of it as there is time for; None for none."""
+        documents = [series.document(i) for i in slice_of(series.count, self.slice_rows, turn)]
+        if not self.budget.first_look(series):
+            paid = affordable([len(ids) for ids, _ in documents], self.budget)
+            if paid < min(MIN_ROWS, len(documents)):
+                return None
+            documents = documents[:paid]
+        return self._measure(series, documents)
+
+    def whole(self, series: Series) -> Result | None:
+        """The whole set when the budget pays for it; None when it does not."""
+        documents = [series.document(i) for i in range(series.count)]
+        small = series.count <= self.slice_rows and self.budget.first_look(series)
+        if not small and not self.budget.affords(sum(len(ids) for ids, _ in documents)):
+            return None
+        return self._measure(series, documents)
+
+    def _measure(self, series: Series, documents: list[TokenMask]) -> Result | None:
+        if not documents:
+            return None
+        started_s = clock.monotonic_s()
+        measured = self._losses(documents)
+        if measured is None:
+            return None
+        sums, counts = measured
+        seconds = clock.monotonic_s() - started_s
+        self.budget.spend(seconds, sum(len(ids) for ids, _ in documents))
+        supervised = sum(counts)
+        loss = sum(sums) / max(supervised, 1)
+        return Result(
+            series=series.name,
+            set_id=series.set_id,
+            loss=loss,
+            standard_error=_standard_error(sums, counts, loss),
+            rows=len(documents),
+            supervised_tokens=supervised,
+            seconds=seconds,
+            whole=len(documents) == series.count,
+        )
+
+    def _losses(self, documents: list[TokenMask]) -> tuple[list[float], list[int]] | None:
+        """Loss sums and supervised tokens by micro-batch; None when it was cut short."""
+        model, device = self.stepper.model, self.stepper.device
+        sums: list[Tensor] = []
+        counts: list[int] = []
+        model.eval()
+        try:
+            with torch.no_grad(), self.stepper.precision():
+                budget = min(self.stepper.micro_batch_tokens, _chunk_tokens(documents))
+                for batch in split([documents], budget, lambda document: len(document[0])):
+                    if self.urgent():
+                        return None
+                    packed = collate(batch, device)
+                    sums.append(forward_loss_sum(model, packed).detach())
+                    counts.append(packed.supervised)
+                    self.beat()
+        finally:
+            model.train()
+        # The host waits for the device: once, at the end of an evaluation.
+        return torch.stack(sums).tolist(), counts
+
+
+def _chunk_tokens(documents: list[TokenMask]) -> int:
+    """An eighth of the set at least, so that the standard error has something to stand on."""
+    return max(512, sum(len(ids) for ids, _ in documents) // 8)
+
+
+def _standard_error(sums: list[float], counts: list[int], loss: float) -> float:
+    """Of a ratio of sums over micro-batches (Cochran, Sampling Techniques, 6.3)."""
+    groups = [(s, n) for s, n in zip(sums, counts, strict=True) if n]
+    if len(groups) < 2:
+        return 0.0
+    mean_count = sum(n for _, n in groups) / len(groups)
+    spread = sum((s - loss * n) ** 2 for s, n in groups) / (len(groups) - 1)
+    return float((spread / len(groups)) ** 0.5 / mean_count)

@@ -1,0 +1,312 @@
+"""A job as the trainer sees it: which documents train, in which steps, from which step on.
+
+Invariant: the plan is a pure function of what the cursor pins (file, tokens, validation set,
+excluded rows and the options it was started with), so a resume is a seek and every kept row is
+seen exactly once an epoch. Settings changed in between act on the next file. When the plan that
+comes out is not the one the cursor was made for, the job is refused; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer_tui.data.options import TokenOptions
+from trainer_tui.data.packing import PlanOptions, Step, plan_epoch, plan_key
+from trainer_tui.data.row_reader import Limits
+from trainer_tui.data.template import ChatTemplate
+from trainer_tui.data.token_cache import TokenFile, open_existing, open_tokens, token_key
+from trainer_tui.data.validation import Split, ValidationSet, contribute, split_documents
+from trainer_tui.engine.step import TokenMask
+from trainer_tui.safety import config as settings
+from trainer_tui.safety import durable
+from trainer_tui.safety.config import Config
+from trainer_tui.safety.errors import DataProblem, NotFound
+from trainer_tui.safety.manifest import Cursor
+from trainer_tui.safety.messages import Train
+from trainer_tui.safety.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The options a file was started with; kept with its cursor until it is done."""
+
+    plan: PlanOptions
+    tokens: TokenOptions
+    holdout_share: float
+    holdout_rows: int
+    epochs: int
+
+    @classmethod
+    def from_config(cls, config: Config) -> Pinned:
+        validation = config.validation
+        return cls(
+            PlanOptions.from_config(config),
+            TokenOptions.from_config(config),
+            validation.holdout_share,
+            validation.holdout_rows,
+            config.epochs,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Pinned:
+        """Raises TypeError, KeyError: not what `as_dict` gave."""
+        return cls(
+            PlanOptions(**values["plan"]),
+            TokenOptions(**values["tokens"]),
+            float(values["holdout_share"]),
+            int(values["holdout_rows"]),
+            int(values["epochs"]),
+        )
+
+
+class JobRefusal(Exception):
+    """This job cannot be trained; `error_class` as in `messages.JobRefused`."""
+
+    def __init__(self, error_class: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        self.message = message
+        self.hint = hint
+
+
+@dataclass(slots=True)
+class Job:
+    """An opened job. `cursor` names the step that comes next; the plan of its epoch is at hand."""
+
+    train: Train
+    tokens: TokenFile
+    split: Split
+    pinned: Pinned
+    cursor: Cursor
+    plan: list[Step]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return len(np.unique(self.tokens.rows[self.split.train]))
+
+    @property
+    def token_count(self) -> int:
+        return int(self.tokens.lengths[self.split.train].sum())
+
+    @property
+    def supervised_count(self) -> int:
+        return int(self.tokens.supervised[self.split.train].sum())
+
+    @property
+    def steps_done(self) -> int:
+        return self.cursor.epoch * self.cursor.steps + self.cursor.step_index
+
+    @property
+    def steps_total(self) -> int:
+        return self.pinned.epochs * self.cursor.steps
+
+    @property
+    def fraction(self) -> float:
+        return self.steps_done / max(self.steps_total, 1)
+
+    @property
+    def finished(self) -> bool:
+        return self.cursor.epoch >= self.pinned.epochs
+
+    def next_packs(self) -> list[list[TokenMask]]:
+        """The documents of the step under the cursor, pack by pack."""
+        return [self.documents(pack) for pack in self.plan[self.cursor.step_index]]
+
+    def documents(self, indexes: Sequence[int] | NDArray[np.int64]) -> list[TokenMask]:
+        found = [self.tokens.document(int(index)) for index in indexes]
+        return [(document.ids, document.mask) for document in found]
+
+    def rows_of_step(self) -> list[int]:
+        """Line numbers of the rows in the step under the cursor."""
+        indexes = [index for pack in self.plan[self.cursor.step_index] for index in pack]
+        return sorted({int(line) for line in self.tokens.rows[indexes]})
+
+    def advanced(self) -> Cursor:
+        """The cursor after the step under it."""
+        cursor = self.cursor
+        epoch, index = cursor.epoch, cursor.step_index + 1
+        if index >= cursor.steps:
+            epoch, index = epoch + 1, 0
+        return _cursor(cursor, epoch, index)
+
+    def seek(self, cursor: Cursor) -> None:
+        """Put the cursor somewhere; another epoch has another plan (of the same length)."""
+        if cursor.epoch != self.cursor.epoch and cursor.epoch < self.pinned.epochs:
+            self.plan = _plan(self.tokens, self.split, self.train, cursor.epoch, self.pinned)
+        self.cursor = cursor
+
+    def first_trained(self, count: int) -> list[int]:
+        """Up to `count` documents that this epoch's steps so far have trained, earliest first."""
+        done = self.plan if self.cursor.epoch else self.plan[: self.cursor.step_index]
+        found: list[int] = []
+        for step in done:
+            found += [index for pack in step for index in pack]
+            if len(found) >= count:
+                break
+        return found[:count]
+
+
+def _cursor(old: Cursor, epoch: int, step_index: int) -> Cursor:
+    return Cursor(
+        old.job_id,
+        old.file_sha256,
+        old.plan,
+        epoch,
+        step_index,
+        old.steps,
+        old.validation_set,
+        old.rows_excluded,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """Opens jobs of one workspace with one template."""
+
+    workspace: Workspace
+    config: Config
+    template: ChatTemplate
+    moved: Callable[[], None]
+
+    def open(self, train: Train, cursor: Cursor | None, pinned: Pinned | None) -> Job:
+        """Tokens, split and plan of a job, with the cursor where it goes on.
+
+        Raises:
+            JobRefusal: the file cannot be trained, or cannot be gone on with exactly.
+            OSError: the token cache cannot be written.
+        """
+        try:
+            return self._open(train, cursor, pinned or Pinned.from_config(self.config))
+        except (DataProblem, NotFound) as problem:
+            raise JobRefusal("data_error", problem.message, problem.hint) from None
+
+    def _open(self, train: Train, cursor: Cursor | None, pinned: Pinned) -> Job:
+        if cursor is not None and cursor.file_sha256 != train.file_sha256:
+            raise JobRefusal(
+                "data_error",
+                f"{train.name} is not the file that was started under this number",
+                "add it again as a new file",
+            )
+        data_file = self.workspace.root / train.folder / "data.jsonl"
+        tokens = self._tokens(data_file, train, pinned.tokens)
+        excluded = cursor.rows_excluded if cursor is not None else []
+        validation = self._validation(cursor, data_file, train, tokens)
+        held = settings.Validation(
+            holdout_share=pinned.holdout_share, holdout_rows=pinned.holdout_rows
+        )
+        split = split_documents(tokens, validation, held, pinned.plan.seed, excluded)
+        if not len(split.train):
+            raise JobRefusal("data_error", _why_empty(train, tokens, split))
+        epoch = cursor.epoch if cursor is not None else 0
+        plan = _plan(tokens, split, train, epoch, pinned)
+        key = _key(train, tokens, validation, excluded, pinned, split)
+        fresh = Cursor(
+            train.job_id,
+            train.file_sha256,
+            key,
+            0,
+            0,
+            len(plan),
+            validation.id if validation else "",
+            list(excluded),
+        )
+        if cursor is not None and (cursor.plan, cursor.steps) != (key, len(plan)):
+            raise JobRefusal(
+                "plan_changed",
+                f"{train.name} was started with another chat template or tokenizer, "
+                f"so step {cursor.step_index} of it cannot be found again",
+                "put the old base model back, or add the file again to train it from the start",
+            )
+        return Job(train, tokens, split, pinned, cursor or fresh, plan, _notes(tokens, split))
+
+    def _tokens(self, data_file: Path, train: Train, options: TokenOptions) -> TokenFile:
+        cache = self.workspace.cache
+        key = token_key(train.file_sha256, self.template, options)
+        if open_existing(cache, key) is None:
+            if not data_file.is_file():
+                raise JobRefusal("data_error", f"{train.name}: its data.jsonl is missing")
+            if durable.hash_file(data_file) != train.file_sha256:
+                raise JobRefusal(
+                    "data_error",
+                    f"{train.name} was changed after it was queued",
+                    "add the changed file as a new one",
+                )
+        return open_tokens(
+            data_file,
+            train.file_sha256,
+            self.template,
+            options,
+            cache,
+            self.config.intake,
+            cap_bytes=int(self.config.disk.cache_gb * 1e9),
+            progress=self.moved,
+        )
+
+    def _validation(
+        self, cursor: Cursor | None, data_file: Path, train: Train, tokens: TokenFile
+    ) -> ValidationSet | None:
+        folder = self.workspace.validation
+        if cursor is not None:
+            named = cursor.validation_set
+            return ValidationSet.by_id(folder, named) if named else None
+        intake = self.config.intake
+        limits = Limits(intake.max_line_bytes, intake.max_file_bytes, intake.max_ratio)
+        return contribute(
+            folder,
+            data_file,
+            train.file_sha256,
+            tokens,
+            self.config.validation,
+            self.config.seed,
+            limits,
+        )
+
+
+def _plan(tokens: TokenFile, split: Split, train: Train, epoch: int, pinned: Pinned) -> list[Step]:
+    return plan_epoch(tokens.lengths, split.train, train.file_sha256, epoch, pinned.plan)
+
+
+def _key(
+    train: Train,
+    tokens: TokenFile,
+    validation: ValidationSet | None,
+    excluded: Sequence[int],
+    pinned: Pinned,
+    split: Split,
+) -> str:
+    """Everything the plan follows from, the chosen documents themselves included."""
+    named = validation.id if validation else ""
+    key = plan_key(train.file_sha256, tokens.key, named, excluded, pinned.plan)
+    chosen = split.train.astype("<i8").tobytes()
+    return hashlib.sha256(key.encode() + chosen).hexdigest()[:32]
+
+
+def _why_empty(train: Train, tokens: TokenFile, split: Split) -> str:
+    if not tokens.documents:
+        return f"{train.name} has no row that can be trained"
+    return (
+        f"{train.name} has nothing left to train: {split.in_validation} rows are in the "
+        f"validation set, {split.excluded} were excluded"
+    )
+
+
+def _notes(tokens: TokenFile, split: Split) -> list[str]:
+    notes = []
+    if split.in_validation:
+        notes.append(f"{split.in_validation} rows measure (validation set) and do not train")
+    if split.excluded:
+        notes.append(f"{split.excluded} rows were excluded")
+    if tokens.rejected:
+        notes.append(f"{tokens.rejected} rows were rejected")
+    return notes

@@ -1,0 +1,287 @@
+"""The trainer's life after loading: hear what is asked, do a step, commit when due, leave well.
+
+A state says what the trainer is doing; messages and finished steps move it on. Every request is
+acted on between two steps, so within one optimizer step. The daemon gone or a SIGTERM: the step
+is finished, everything is committed, and the trainer leaves with 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from trainer_tui.engine.commit_policy import Reason
+from trainer_tui.engine.feed import JobRefusal, Opener
+from trainer_tui.engine.saver import Saver
+from trainer_tui.engine.session import Session
+from trainer_tui.engine.work import StopFile, Work
+from trainer_tui.safety import manifest
+from trainer_tui.safety.heartbeat import Phase
+from trainer_tui.safety.messages import (
+    Committed,
+    JobRefused,
+    JobTrained,
+    NothingWaits,
+    Pause,
+    Paused,
+    Reconfigure,
+    Resume,
+    Resumed,
+    SaveNow,
+    Skip,
+    Stop,
+    Stopping,
+    Train,
+    WantJob,
+)
+
+log = logging.getLogger("trainer.loop")
+BUSY_WAIT_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Hungry:
+    """No job in hand; the daemon knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """Paused, with the job that was in hand."""
+
+    work: Work | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    reason: str
+    commit: Reason
+
+
+State = Hungry | Training | Halted | Leaving
+
+
+class Loop:
+    """`make_work` turns an opened job into the work on it."""
+
+    def __init__(self, session: Session, opener: Opener, make_work: Callable[..., Work]) -> None:
+        self._session = session
+        self._opener = opener
+        self._make_work = make_work
+        self._saver = Saver(session)
+        self._state: State = Hungry()
+        self._offered: deque[Train] = deque()
+        self._stop_after_file = False
+        ledger = session.workspace.ledger
+        listed = manifest.ledger_entries(ledger, session.progress.ledger)
+        self._completed = {entry.job_id for entry in listed}
+
+    def run(self) -> None:
+        """Until it is time to leave; everything is committed then.
+
+        Raises:
+            SaveFailed, NotFinite, TooManyNans: it cannot go on (see entry.py).
+        """
+        self._session.control.say(WantJob())
+        while True:
+            self._hear()
+            match self._state:
+                case Leaving() as leaving:
+                    return self._leave(leaving)
+                case Training(work):
+                    self._go_on(work)
+                case Hungry() | Halted():
+                    self._rest()
+                case _ as never:
+                    assert_never(never)
+
+    # --- doing -----------------------------------------------------------------------------------
+
+    def _go_on(self, work: Work) -> None:
+        try:
+            if work.job.finished:
+                self._finish_file(work)
+            else:
+                work.step()
+                if not work.job.finished:  # the end of a file has a commit rule of its own
+                    self._saver.poll()
+                    self._saver.if_due()
+        except StopFile as stop:
+            self._set_aside(work, stop.incident.kind, stop.incident.text, "skip")
+
+    def _finish_file(self, work: Work) -> None:
+        work.finish()
+        self._completed.add(work.job.train.job_id)
+        self._saver.poll()
+        self._saver.if_due(at_file_end=True)
+        if self._stop_after_file:
+            self._state = Leaving("stopped after the file", "stop")
+        else:
+            self._ask()
+
+    def _ask(self) -> None:
+        self._state = Hungry()
+        if self._offered:
+            self._take(self._offered.popleft())
+        else:
+            self._session.control.say(WantJob())
+
+    def _rest(self) -> None:
+        session = self._session
+        phase = Phase.PAUSED if isinstance(self._state, Halted) else Phase.IDLE
+        if session.heart.phase is not phase:
+            session.heart.beat(phase)
+        if self._saver.busy:
+            self._saver.poll(BUSY_WAIT_S)
+        else:
+            session.control.wait(None)
+
+    def _leave(self, leaving: Leaving) -> None:
+        session = self._session
+        session.heart.beat(Phase.SHUTDOWN)
+        self._saver.now(leaving.commit)
+        session.control.say(Stopping(session.progress.global_step, leaving.reason))
+
+    # --- hearing ---------------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        control = self._session.control
+        while not isinstance(self._state, Leaving):
+            if control.daemon_gone:
+                self._state = Leaving("the daemon is gone", "daemon_gone")
+            elif control.stop_signal:
+                self._state = Leaving("asked by a signal", "stop")
+            elif (message := control.take()) is not None:
+                self._obey(message)
+            else:
+                return
+
+    def _obey(self, message: object) -> None:
+        match message:
+            case Train():
+                self._offer(message)
+            case NothingWaits():
+                self._saver.begin("queue_dry")
+            case Pause(release):
+                self._pause(release)
+            case Resume():
+                self._resume()
+            case Stop(after_file):
+                self._stop(after_file)
+            case Skip(job_id):
+                self._skip(job_id)
+            case SaveNow():
+                self._save_now()
+            case Reconfigure(values):
+                self._session.reconfigure(values)
+            case _:
+                log.error("nothing is known of %r", message)
+
+    def _offer(self, train: Train) -> None:
+        if isinstance(self._state, Hungry):
+            self._take(train)
+        else:
+            self._offered.append(train)
+
+    def _pause(self, release: bool) -> None:
+        session = self._session
+        if release:
+            self._state = Leaving("paused, the GPU is free", "pause")
+            return
+        self._saver.now("pause")
+        match self._state:
+            case Training(work):
+                self._state = Halted(work)
+            case Hungry():
+                self._state = Halted(None)
+            case _:
+                pass  # paused already
+        session.control.say(Paused(session.progress.global_step))
+
+    def _resume(self) -> None:
+        session = self._session
+        self._stop_after_file = False
+        session.control.say(Resumed(session.progress.global_step))
+        match self._state:
+            case Halted(Work() as work):
+                session.meter.interrupted()
+                session.heart.beat(Phase.MICRO_STEP)
+                self._state = Training(work)
+            case Halted(None):
+                self._state = Hungry()
+                if self._offered:
+                    self._take(self._offered.popleft())
+            case _:
+                pass
+
+    def _stop(self, after_file: bool) -> None:
+        if after_file and isinstance(self._state, Training):
+            self._stop_after_file = True
+        else:
+            self._state = Leaving("stopped", "stop")
+
+    def _save_now(self) -> None:
+        session, before = self._session, self._session.saved_step
+        had = self._saver.anything_unsaved
+        self._saver.now("asked")
+        if not had and session.saved_step == before:
+            step, folder = session.saved_step, session.progress.parent
+            session.control.say(Committed(step, folder, 0, 0.0, "unchanged"))
+
+    def _skip(self, job_id: int) -> None:
+        match self._state:
+            case Training(work) | Halted(Work() as work) if work.job.train.job_id == job_id:
+                text = f"skipped at {work.job.fraction:.0%}"
+                self._set_aside(work, "skipped", text, "skip")
+            case _:
+                # Done or not begun: there is nothing to set aside, but it may wait for a commit.
+                self._saver.now("skip")
+
+    def _set_aside(self, work: Work, error_class: str, text: str, reason: Reason) -> None:
+        """Commit first: the cursor must be on disk before the daemon moves the job."""
+        was_halted = isinstance(self._state, Halted)
+        session, job = self._session, work.job
+        fraction = job.fraction
+        self._saver.now(reason)
+        work.close()
+        session.control.say(
+            JobRefused(job.train.job_id, error_class, text, "retry goes on from there", fraction)
+        )
+        if was_halted:
+            self._state = Halted(None)
+            session.control.say(WantJob())
+        else:
+            self._ask()
+
+    # --- a new job -------------------------------------------------------------------------------
+
+    def _take(self, train: Train) -> None:
+        """Begin a job, or answer at once when there is nothing to train in it."""
+        session = self._session
+        session.heart.beat(Phase.DATA)
+        if train.job_id in self._completed:
+            session.control.say(JobTrained(train.job_id, session.progress.global_step))
+            # Offered again although done: the daemon waits for the commit that lists it.
+            self._saver.now("asked")
+            return self._ask()
+        try:
+            job = self._opener.open(
+                train,
+                session.progress.cursor_of(train.job_id),
+                session.pinned.get(train.job_id),
+            )
+        except JobRefusal as refusal:
+            session.control.say(
+                JobRefused(train.job_id, refusal.error_class, refusal.message, refusal.hint)
+            )
+            return self._ask()
+        work = self._make_work(job)
+        self._state = Training(work)
+        work.start()

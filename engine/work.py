@@ -1,0 +1,329 @@
+"""One file in hand: its steps, its evaluations, its end.
+
+Invariant: `progress` moves only after an optimizer step was queued on the device, and a step that
+ran out of memory has moved nothing. Figures may be read a step late; what they decide (NaN) still
+comes before anything is committed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from trainer_tui.engine import incidents, rng
+from trainer_tui.engine.evaluate import Evaluator, Result, Series
+from trainer_tui.engine.feed import Job
+from trainer_tui.engine.incidents import Incident
+from trainer_tui.engine.metrics import Sink
+from trainer_tui.engine.schedule import Position, learning_rate
+from trainer_tui.engine.session import Boundary, Session
+from trainer_tui.engine.step import PendingStep, StepFigures
+from trainer_tui.safety import clock
+from trainer_tui.safety.heartbeat import Phase
+from trainer_tui.safety.manifest import Cursor, LedgerEntry
+from trainer_tui.safety.messages import Evaluated, JobStarted, JobTrained, StepDone
+
+log = logging.getLogger("trainer.work")
+
+
+class TooManyNans(Exception):
+    """Updates were skipped too often in a row; the state before the first is still at hand."""
+
+
+class StopFile(Exception):
+    """The ladder says: set this file aside, keep what it taught."""
+
+    def __init__(self, incident: Incident) -> None:
+        super().__init__(incident.text)
+        self.incident = incident
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """A step whose figures are still to be read, with the boundary before it."""
+
+    pending: PendingStep
+    before: Boundary
+    global_step: int
+    cursor: Cursor
+    learning_rate: float
+
+
+class Work:
+    """Trains one job. The loop calls `step` until `job.finished`, then `finish`."""
+
+    def __init__(
+        self,
+        session: Session,
+        job: Job,
+        evaluator: Evaluator,
+        fixed: Series | None,
+        sinks: list[Sink],
+        on_oom: Callable[[], None],
+    ) -> None:
+        self.job = job
+        self._session = session
+        self._evaluator = evaluator
+        self._fixed = fixed
+        self._sinks = sinks
+        self._on_oom = on_oom
+        self._late: deque[_Late] = deque()
+        # On a GPU one step's figures may wait while the next step is being queued.
+        self._read_ahead = 1 if session.device.type == "cuda" else 0
+
+    def start(self) -> None:
+        """Say what will be trained; a fresh file is measured once before its first step."""
+        session, job = self._session, self.job
+        session.watch = session.watch.of_job(job.train.job_id)
+        session.pinned[job.train.job_id] = job.pinned
+        session.read_late_figures = self.read_all
+        session.control.say(
+            JobStarted(
+                job.train.job_id,
+                job.steps_total,
+                job.steps_done,
+                job.rows,
+                job.token_count * job.pinned.epochs,
+                job.supervised_count * job.pinned.epochs,
+                job.notes,
+            )
+        )
+        session.meter.interrupted()
+        if job.steps_done == 0:
+            if self._fixed is not None:
+                self._publish(self._evaluator.whole(self._fixed))
+            self._note_val_before()
+
+    def _note_val_before(self) -> None:
+        progress, job_id = self._session.progress, self.job.train.job_id
+        if "fixed" in progress.validation:
+            noted = {**progress.val_before, job_id: progress.validation["fixed"]}
+            self._session.progress = dataclasses.replace(progress, val_before=noted)
+
+    def step(self) -> None:
+        """One optimizer step, and what is due after it.
+
+        Raises:
+            TooManyNans, StopFile.
+            torch.OutOfMemoryError: even the smallest micro-batch does not fit.
+        """
+        session, job = self._session, self.job
+        session.heart.beat(Phase.DATA)
+        packs = job.next_packs()
+        position = Position(session.progress.global_step, job.steps_done, job.steps_total)
+        rate = learning_rate(session.schedule, position)
+        before = session.boundary()
+        session.heart.beat(Phase.MICRO_STEP)
+        while True:
+            try:
+                pending = session.stepper.run(packs, rate)
+                break
+            except torch.OutOfMemoryError as problem:
+                self._shrink(problem, before)
+        cursor = job.advanced()
+        documents = [document for pack in packs for document in pack]
+        tokens = sum(len(ids) for ids, _ in documents)
+        supervised = sum(int(mask[1:].sum()) for _, mask in documents)
+        session.progress = session.progress.after_step(cursor, tokens, supervised, 0.0)
+        job.seek(cursor)
+        step = session.progress.global_step
+        session.heart.beat(Phase.MICRO_STEP, global_step=step)
+        self._late.append(_Late(pending, before, step, cursor, rate))
+        while len(self._late) > self._read_ahead:
+            self._read(self._late.popleft())
+        if step % session.config.eval_steps == 0 and not job.finished:
+            self._evaluate(step // session.config.eval_steps)
+
+    def _shrink(self, problem: torch.OutOfMemoryError, before: Boundary) -> None:
+        """Halve the micro-batch and draw the same random numbers again: the same update."""
+        session = self._session
+        if not session.stepper.halve(1):
+            raise problem
+        rng.restore(before.rng, session.device.type, session.device)
+        session.tell(
+            "warning",
+            "memory",
+            "out of memory: micro-batches are now "
+            f"{session.stepper.micro_batch_tokens} tokens, the updates stay the same",
+            micro_batch_tokens=session.stepper.micro_batch_tokens,
+            problem=str(problem).splitlines()[0],
+        )
+        self._on_oom()
+
+    def read_all(self) -> None:
+        """Read every figure that is still to be read. The host may wait for the device here."""
+        while self._late:
+            self._read(self._late.popleft())
+
+    def _read(self, late: _Late) -> None:
+        session = self._session
+        figures = late.pending.read()
+        seconds = session.meter.add(figures)
+        self._evaluator.budget.earn(seconds)
+        self._add_seconds(seconds)
+        watch, incident = incidents.after_step(
+            session.watch, figures.loss, figures.grad_norm, figures.skipped
+        )
+        session.watch = watch
+        if figures.skipped:
+            skipped = session.progress.skipped_steps + 1
+            session.progress = dataclasses.replace(session.progress, skipped_steps=skipped)
+            session.last_good = session.last_good or late.before
+        else:
+            session.last_good = None
+        if late.global_step % session.config.log_steps == 0 or figures.skipped:
+            self._say(late, figures)
+        if incident is not None:
+            self._act(incident)
+
+    def _add_seconds(self, seconds: float) -> None:
+        progress, job_id = self._session.progress, self.job.train.job_id
+        spent = {**progress.spent_s, job_id: progress.spent_s.get(job_id, 0.0) + seconds}
+        self._session.progress = dataclasses.replace(progress, spent_s=spent)
+
+    def _say(self, late: _Late, figures: StepFigures) -> None:
+        session, job = self._session, self.job
+        interval = session.meter.report()
+        cursor = late.cursor
+        done = cursor.epoch * cursor.steps + cursor.step_index
+        message = StepDone(
+            global_step=late.global_step,
+            job_id=cursor.job_id,
+            epoch=min(cursor.epoch, job.pinned.epochs - 1),
+            step_index=done,
+            steps=job.steps_total,
+            loss=figures.loss,
+            learning_rate=late.learning_rate,
+            grad_norm=figures.grad_norm,
+            tokens=session.progress.tokens,
+            supervised_tokens=session.progress.supervised_tokens,
+            tokens_per_s=interval.tokens_per_s,
+            supervised_tokens_per_s=interval.supervised_tokens_per_s,
+            step_s=interval.step_s,
+            skipped=figures.skipped,
+            memory_bytes=interval.memory_bytes,
+            mfu=interval.mfu,
+            extra={"step_s_p50": interval.step_s_p50, "step_s_p90": interval.step_s_p90},
+        )
+        session.control.say(message, droppable=True)
+        for sink in self._sinks:
+            values = {"loss": figures.loss, "learning_rate": late.learning_rate}
+            sink.step(late.global_step, values | {"grad_norm": figures.grad_norm})
+
+    def _act(self, incident: Incident) -> None:
+        """Tell, and take the rung of the ladder whose turn it is. Raises TooManyNans, StopFile."""
+        session = self._session
+        if incident.kind == "nan":
+            session.tell("warning", "incident", incident.text, kind="nan", **incident.figures)
+            if session.watch.nan_steps >= session.config.ladder.nan_steps_before_stop:
+                raise TooManyNans
+            return
+        session.watch, rung = incidents.climb(session.watch, incident.kind, session.config.ladder)
+        session.tell(
+            "warning",
+            "incident",
+            f"{incident.text}; {RUNG_TEXTS[rung]}",
+            kind=incident.kind,
+            rung=rung,
+            **incident.figures,
+        )
+        match rung:
+            case "notify":
+                pass
+            case "halve_lr":
+                factor = session.progress.lr_factor / 2
+                session.progress = dataclasses.replace(session.progress, lr_factor=factor)
+            case "stop_file" | "rollback":  # the daemon rolls back once the file is set aside
+                raise StopFile(incident)
+
+    def _evaluate(self, turn: int) -> None:
+        session, job = self._session, self.job
+        self.read_all()
+        session.heart.beat(Phase.EVAL)
+        if self._fixed is not None:
+            self._publish(self._evaluator.slice(self._fixed, turn))
+        count = self._evaluator.slice_rows
+        holdout = _series_of(job, "holdout", job.split.holdout[:count].tolist())
+        if holdout is not None:  # the same rows every time: small sets do not rotate
+            self._publish(self._evaluator.slice(holdout, 0))
+            probe = _series_of(job, "probe", job.first_trained(min(count, holdout.count)))
+            if probe is not None:
+                self._publish(self._evaluator.slice(probe, 0))
+        session.meter.interrupted()
+        session.heart.beat(Phase.MICRO_STEP)
+
+    def _publish(self, result: Result | None) -> None:
+        if result is None:
+            return
+        session = self._session
+        session.control.say(
+            Evaluated(
+                session.progress.global_step,
+                result.series,
+                result.set_id,
+                result.loss,
+                result.rows,
+                result.supervised_tokens,
+                result.seconds,
+                result.whole,
+                self.job.train.job_id,
+            )
+        )
+        noted = {**session.progress.validation, result.series: result.loss}
+        session.progress = dataclasses.replace(session.progress, validation=noted)
+        session.watch, incident = incidents.after_evaluation(session.watch, result)
+        if incident is not None:
+            self._act(incident)
+
+    def finish(self) -> None:
+        """Every step is done: measure, and put the file into the ledger of the next commit."""
+        session, job = self._session, self.job
+        self.read_all()
+        session.heart.beat(Phase.EVAL)
+        if self._fixed is not None:
+            self._publish(self._evaluator.whole(self._fixed))
+        progress, train = session.progress, job.train
+        entry = LedgerEntry(
+            job_id=train.job_id,
+            name=train.name,
+            file_sha256=train.file_sha256,
+            rows=job.rows,
+            tokens=job.token_count * job.pinned.epochs,
+            supervised_tokens=job.supervised_count * job.pinned.epochs,
+            steps=job.steps_total,
+            epochs=job.pinned.epochs,
+            global_step=progress.global_step,
+            completed_at=clock.now_iso(),
+            seconds=round(progress.spent_s.get(train.job_id, 0.0), 3),
+            val_before=progress.val_before.get(train.job_id),
+            val_after=progress.validation.get("fixed"),
+        )
+        session.progress = progress.after_file(entry)
+        session.pinned.pop(train.job_id, None)
+        session.control.say(JobTrained(train.job_id, progress.global_step))
+        self.close()
+
+    def close(self) -> None:
+        self.read_all()
+        self._session.read_late_figures = lambda: None
+        self.job.tokens.close()
+
+
+RUNG_TEXTS = {
+    "notify": "training goes on",
+    "halve_lr": "the learning rate is halved",
+    "stop_file": "the file is set aside",
+    "rollback": "the file is set aside; roll back to a version",
+}
+
+
+def _series_of(job: Job, name: str, indexes: list[int]) -> Series | None:
+    if not indexes:
+        return None
+    set_id = f"{job.train.file_sha256[:12]}-{len(indexes)}"
+    return Series(name, set_id, len(indexes), lambda i: job.documents([indexes[i]])[0])
