@@ -89,6 +89,12 @@ def wait_gone(process: ProcessId, timeout_s: float) -> bool:
         return bool(poller.poll(timeout_s * 1000))
 
 
+def workspace_tag(root: Path) -> str:
+    """What every process of one workspace carries in its environment; survives a renamed folder."""
+    found = root.stat()
+    return f"{found.st_dev:x}-{found.st_ino:x}"
+
+
 def tagged(tag: str) -> list[ProcessId]:
     """Processes of this user whose environment says `TRAINER_TUI_RUN=<tag>…`, oldest first.
 

@@ -234,8 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     lock.write_owner(json.dumps({"pid": os.getpid()}))
     become_subreaper()
     command = [sys.executable, "-P", "-m", "trainer_tui.daemon", "--workspace", str(root)]
-    found = root.stat()
-    dog = Watchdog(root, command, f"{found.st_dev:x}-{found.st_ino:x}")
+    dog = Watchdog(root, command, processes.workspace_tag(root))
 
     def stop(number: int, frame: object) -> None:
         dog.stopping = True

@@ -17,6 +17,7 @@ from trainer_tui.safety.errors import TrainerTuiError, WorkspaceProblem
 from trainer_tui.tui.client import Client
 
 START_TIMEOUT_S = 30.0
+LOCKED = 3  # exit code: another watchdog or daemon is there, so an answer will come from it
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ def print_json(document: Any) -> None:
 def ensure_daemon(space: workspace.Workspace) -> bool:
     """Start a detached daemon when none answers; True when this call started it.
 
-    It gets its own session, so it survives the terminal that started it.
+    Its parent is our watchdog, in a session of its own, so both survive the terminal.
 
     Raises:
         TrainerTuiError: it did not come up; the message carries its last words.
@@ -83,19 +84,17 @@ def ensure_daemon(space: workspace.Workspace) -> bool:
     while time.monotonic() < deadline:
         if client.alive():
             return True
-        if process.poll() is not None:
-            if client.alive():
-                return True  # somebody else's daemon won the race
+        if process.poll() not in (None, LOCKED):
             raise TrainerTuiError(*_last_words(output, start, process.returncode))
         time.sleep(0.05)
     raise TrainerTuiError(
-        f"the daemon (pid {process.pid}) did not answer within {START_TIMEOUT_S:g} s",
+        f"no daemon answered within {START_TIMEOUT_S:g} s (watchdog: pid {process.pid})",
         f"see {output}",
     )
 
 
 def _daemon_command(space: workspace.Workspace) -> Sequence[str]:
-    return module_command("trainer_tui.daemon", "--workspace", str(space.root))
+    return module_command("trainer_tui.safety.watchdog", "--workspace", str(space.root))
 
 
 def _last_words(output: Path, start: int, code: int) -> tuple[str, str]:

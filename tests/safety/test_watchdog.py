@@ -88,8 +88,7 @@ class Pack:
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    found = tmp_path.stat()
-    for process in processes.tagged(f"{found.st_dev:x}-{found.st_ino:x}"):
+    for process in processes.tagged(processes.workspace_tag(tmp_path)):
         processes.send(process, signal.SIGKILL)
 
 
@@ -169,8 +168,7 @@ def test_a_new_watchdog_adopts_a_daemon_and_restarts_it_after_a_crash(root: Path
 def test_orphans_of_a_dead_daemon_get_time_and_then_end(root: Path) -> None:
     pack = Pack(root)
     daemon = pack.daemon(1)
-    found = root.stat()
-    tag = f"{found.st_dev:x}-{found.st_ino:x}"
+    tag = processes.workspace_tag(root)
     child = subprocess.Popen(["sleep", "1000"], env={**os.environ, processes.RUN_KEY: tag})
     os.kill(daemon, signal.SIGKILL)
     assert child.wait(15) == -signal.SIGKILL
