@@ -205,6 +205,35 @@ def copy_hashed(source_fd: int, target: Path, mode: int = 0o600) -> tuple[str, i
     return digest.hexdigest(), size
 
 
+def copy_resumed(source_fd: int, target: Path, mode: int = 0o600) -> tuple[str, int]:
+    """Copy an open file, going on where an earlier, interrupted copy to `target` ended.
+
+    The part that is there already is read back and hashed, so the hash is of what is on the disk
+    and the caller can tell whether it is right; when it is not, remove `target` and copy anew.
+
+    Returns:
+        (sha256 in hex, size in bytes) of the whole target.
+    """
+    _operation("append", target)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    target_fd = os.open(target, flags, mode)
+    digest = hashlib.sha256()
+    try:
+        size = 0
+        while chunk := os.read(target_fd, COPY_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+        os.lseek(source_fd, size, os.SEEK_SET)
+        while chunk := os.read(source_fd, COPY_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            _write_all(target_fd, chunk)
+        sync_file(target_fd, target)
+    finally:
+        os.close(target_fd)
+    return digest.hexdigest(), size
+
+
 def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:

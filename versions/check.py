@@ -69,11 +69,14 @@ def checked_name(name: str) -> str:
 
 
 class Verified:
-    """Memory of files whose content was hashed and found right. A cache: losing it costs time."""
+    """Memory of files whose content was hashed and found right. A cache: losing it costs time.
 
-    def __init__(self, layout: Layout) -> None:
-        self._path = layout.verified_cache
-        self._known: dict[str, str] | None = None
+    Without a layout it is in this process only, and `save` has nothing to do.
+    """
+
+    def __init__(self, layout: Layout | None) -> None:
+        self._path = layout.verified_cache if layout else None
+        self._known: dict[str, str] | None = None if layout else {}
 
     def knows(self, path: Path, entry: FileEntry) -> bool:
         return self._load().get(_identity(path)) == entry.sha256
@@ -85,12 +88,15 @@ class Verified:
         self._load().pop(_identity(path), None)
 
     def save(self) -> None:
+        if self._path is None:
+            return
         kept = list(self._load().items())[-_CACHE_ENTRIES:]
         durable.make_directory(self._path.parent)
         durable.replace_view(self._path, msgspec.json.encode(dict(kept)))
 
     def _load(self) -> dict[str, str]:
         if self._known is None:
+            assert self._path is not None  # without one, __init__ has set `_known`
             try:
                 self._known = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
             except (FileNotFoundError, msgspec.MsgspecError):

@@ -1,15 +1,14 @@
-"""What lies between two versions: files trained, validation, settings. And what a file did."""
+"""What lies between two versions: files trained, validation, settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer_tui.safety import manifest
 from trainer_tui.safety.errors import Corrupt
-from trainer_tui.versions import trained
+from trainer_tui.versions import impact, trained
 from trainer_tui.versions.records import TrainedFile, Version, VersionRecord
 
 
@@ -28,36 +27,6 @@ class Change:
 
     def as_dict(self) -> dict[str, Any]:
         return {"first": self.first, "second": self.second, "by": self.by}
-
-
-@dataclass(frozen=True, slots=True)
-class Impact:
-    """What a group of files took and did. `val_change` sums the measured ones, below 0 is better;
-    `measured` says how many those are."""
-
-    files: int
-    rows: int
-    tokens: int
-    minutes: float
-    val_change: float | None
-    measured: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-def impact(files: Iterable[TrainedFile]) -> Impact:
-    """The sum over trained files."""
-    listed = list(files)
-    changes = [file.val_change for file in listed if file.val_change is not None]
-    return Impact(
-        files=len(listed),
-        rows=sum(file.rows for file in listed),
-        tokens=sum(file.tokens for file in listed),
-        minutes=round(sum(file.seconds for file in listed) / 60, 2),
-        val_change=sum(changes) if changes else None,
-        measured=len(changes),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +51,8 @@ class Difference:
             "tokens": self.tokens,
             "only_first": [file.as_dict() for file in self.only_first],
             "only_second": [file.as_dict() for file in self.only_second],
-            "impact_first": impact(self.only_first).as_dict(),
-            "impact_second": impact(self.only_second).as_dict(),
+            "impact_first": impact.total(self.only_first).as_dict(),
+            "impact_second": impact.total(self.only_second).as_dict(),
             "validation": {name: change.as_dict() for name, change in self.validation.items()},
             "settings": {name: change.as_dict() for name, change in self.settings.items()},
         }

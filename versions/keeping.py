@@ -1,4 +1,4 @@
-"""Doing what retention decided, and making room on a full disk. The only deletions there are.
+"""Doing what retention decided. Every deletion of anything committed comes through here.
 
 Invariant: before anything goes, everything that is counted as kept has been proven (hashes and
 tensors); one that fails is marked and the decision is made anew. A folder leaves by a rename
@@ -7,8 +7,6 @@ into the trash; versions can come back for some days, the rest is removed at onc
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import msgspec
 
 from trainer_tui.safety import checkpoints, clock, durable, manifest
 from trainer_tui.safety.config import Config
+from trainer_tui.safety.disk import exclusive_bytes
 from trainer_tui.safety.errors import Corrupt, Refused
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import bundle, check, emergency, retention, shelf, trash
@@ -114,50 +113,11 @@ def apply(
         )
 
     with plain_words("retention"):
-        done = _carry_out(
-            layout, _proven(layout, decide), decide, now(), config.retention.trash_days
-        )
-        return done + _purge(layout, now(), everything=False)
+        done = carry_out(layout, proven(layout, decide), decide, now(), config.retention.trash_days)
+        return done + purge(layout, now(), everything=False)
 
 
-def make_room(
-    workspace: Workspace,
-    config: Config,
-    wanted_free_bytes: int,
-    free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
-    now: Callable[[], str] = clock.now_iso,
-) -> list[Done]:
-    """Free space until `wanted_free_bytes` are free, measuring after each step.
-
-    The trash first, then what the policy lets go, then as `retention.for_space` orders it.
-    """
-    layout = Layout(workspace)
-
-    def short() -> bool:
-        return free_bytes(workspace.models) < wanted_free_bytes
-
-    def decide(found: Survey) -> Plan:
-        return retention.for_space(found.checkpoints, found.versions, found.emergencies)
-
-    done: list[Done] = []
-    if short():
-        done += _purge(layout, now(), everything=True)
-    if short():
-        done += apply(workspace, config, now)
-        done += _purge(layout, now(), everything=True)
-    tried: set[tuple[Path, str]] = set()
-    while short():
-        # Decided anew each time: a thinned checkpoint, say, is another folder now.
-        left = [d for d in _proven(layout, decide) if (d.path, d.action) not in tried]
-        if not left:
-            break
-        tried.add((left[0].path, left[0].action))
-        done += _carry_out(layout, left[:1], decide, now(), 0)
-        _purge(layout, now(), everything=True)
-    return done
-
-
-def _proven(layout: Layout, decide: Callable[[Survey], Plan]) -> tuple[Decision, ...]:
+def proven(layout: Layout, decide: Callable[[Survey], Plan]) -> tuple[Decision, ...]:
     """Decide again and again until everything the decision counts on has been proven."""
     verified = Verified(layout)
     proven: set[Path] = set()
@@ -191,13 +151,14 @@ def _prove(layout: Layout, path: Path, verified: Verified) -> bool:
         return False
 
 
-def _carry_out(
+def carry_out(
     layout: Layout,
     decisions: Iterable[Decision],
     decide: Callable[[Survey], Plan],
     now: str,
     keep_days: int,
 ) -> list[Done]:
+    """Carry out decisions one by one, each under the lock and only if it still stands."""
     done = []
     for decision in decisions:
         with exclusive(layout):
@@ -214,7 +175,7 @@ def _let_go(layout: Layout, decision: Decision, now: str, keep_days: int) -> int
     match decision.action:
         case "thin" if is_version:
             part = path / OPTIMIZER_PART
-            freed = exclusive_bytes([part])
+            freed = exclusive_bytes(part)
             trash.throw(layout, part, decision.why, now, 0)
             return freed
         case "thin":
@@ -223,16 +184,16 @@ def _let_go(layout: Layout, decision: Decision, now: str, keep_days: int) -> int
             trash.throw(layout, path, decision.why, now, keep_days)
             return 0  # it is still there, and counted when it is purged
         case "trash":
-            freed = exclusive_bytes([path])
+            freed = exclusive_bytes(path)
             trash.throw(layout, path, decision.why, now, 0)
             check.unmark_damaged(layout, path.name)
             return freed
 
 
-def _purge(layout: Layout, now: str, *, everything: bool) -> list[Done]:
+def purge(layout: Layout, now: str, *, everything: bool) -> list[Done]:
     """Empty the trash; only what a person could have brought back is worth telling."""
     with exclusive(layout):
-        sizes = {entry.folder: exclusive_bytes([entry.folder]) for entry in trash.contents(layout)}
+        sizes = {entry.folder: exclusive_bytes(entry.folder) for entry in trash.contents(layout)}
         gone = trash.purge(layout, now, everything=everything)
     return [
         Done(Path(entry.note.origin), entry.note.why, "purge", sizes[entry.folder])
@@ -289,23 +250,6 @@ def _thin(layout: Layout, folder: Path, why: str, now: str) -> int:
 def _own_bytes(paths: Iterable[Path]) -> int:
     found = [path.lstat() for path in paths]
     return sum(entry.st_blocks * 512 for entry in found if entry.st_nlink == 1)
-
-
-def exclusive_bytes(folders: Iterable[Path]) -> int:
-    """Bytes the disk gets back when all of `folders` are deleted together.
-
-    A hard link that also stands elsewhere frees nothing. Shared extents (reflinks) cannot be told
-    apart cheaply and are counted, so on such filesystems this is an upper bound: measure again.
-    """
-    seen: dict[tuple[int, int], tuple[int, int, int]] = {}
-    for folder in folders:
-        for root, _, names in os.walk(folder):
-            for name in names:
-                entry = (Path(root) / name).lstat()
-                key = (entry.st_dev, entry.st_ino)
-                count = seen.get(key, (0, 0, 0))[0] + 1
-                seen[key] = (count, entry.st_nlink, entry.st_blocks * 512)
-    return sum(size for count, links, size in seen.values() if count >= links)
 
 
 def pin_checkpoint(workspace: Workspace, name: str) -> None:

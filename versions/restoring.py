@@ -18,6 +18,7 @@ from trainer_tui.safety import checkpoints, manifest
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import Manifest
 from trainer_tui.versions import bundle, check, emergency, trained
+from trainer_tui.versions.check import Verified
 from trainer_tui.versions.emergency import Standing
 from trainer_tui.versions.layout import OPTIMIZER_PART, Layout, committed_folders, step_of
 from trainer_tui.versions.records import Branch, TrainedFile, Version, read_branches, write_branch
@@ -67,15 +68,24 @@ class Restored:
 
 
 def commit_again(
-    layout: Layout, source: Source, versions: Iterable[Version], now: str, *, why: str
+    layout: Layout,
+    source: Source,
+    versions: Iterable[Version],
+    now: str,
+    *,
+    why: str,
+    recent: Verified | None = None,
 ) -> Restored:
     """Commit `source` as the newest checkpoint. Call while holding the writer's lock, then ours.
+
+    Args:
+        recent: files proven a moment ago, which need no second reading.
 
     Raises:
         Corrupt: the source is not what it was; nothing was changed.
         OSError: nothing was committed; an emergency backup may have been made.
     """
-    sealed, optimizer = _prove(layout, source)
+    sealed, optimizer = _prove(layout, source, recent)
     before = emergency.standing(layout)
     files_since, notes = _files_since(layout, sealed, before)
     step, lineage = _next_position(layout, versions)
@@ -119,10 +129,12 @@ def commit_again(
     )
 
 
-def _prove(layout: Layout, source: Source) -> tuple[Manifest, Manifest | None]:
+def _prove(
+    layout: Layout, source: Source, recent: Verified | None
+) -> tuple[Manifest, Manifest | None]:
     try:
-        sealed = check.prove(source.folder)
-        optimizer = check.prove(source.optimizer) if source.optimizer else None
+        sealed = check.prove(source.folder, recent)
+        optimizer = check.prove(source.optimizer, recent) if source.optimizer else None
     except Corrupt as problem:
         check.mark_damaged(layout, source.name, problem.message)
         hint = "training is as it was; choose another version: trainer-tui versions list"
@@ -144,7 +156,7 @@ def _files_since(
     ledger = layout.workspace.ledger
     if sealed.ledger is not None:
         try:
-            trained.read_segment(ledger, sealed.ledger)
+            manifest.read_segment(ledger, sealed.ledger)
         except Corrupt as problem:
             hint = "without it, files would be trained twice; bring the ledger back from a backup"
             raise Corrupt(f"it cannot be restored: {problem.message}", hint) from None

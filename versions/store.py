@@ -30,6 +30,7 @@ from trainer_tui.versions import (
     trained,
     trash,
 )
+from trainer_tui.versions.check import Verified
 from trainer_tui.versions.difference import Difference, compare
 from trainer_tui.versions.emergency import Emergency
 from trainer_tui.versions.graph import Graph
@@ -48,6 +49,7 @@ from trainer_tui.versions.trash import Trashed
 
 DESCRIPTION_CHARACTERS = 500
 UNDO_DAYS = 7
+RECENT_S = 120.0
 Versions: TypeAlias = list[Version]  # the class has a method of that name
 
 
@@ -77,12 +79,15 @@ class Proof:
 
 
 class VersionStore:
-    """One workspace's versions. Holds no state of its own: the disk is the truth."""
+    """One workspace's versions. The disk is the truth; only the last proof is remembered, for
+    a moment, so that verifying and then restoring reads the files once."""
 
     def __init__(self, workspace: Workspace, now: Callable[[], str] = clock.now_iso) -> None:
         self.workspace = workspace
         self.layout = Layout(workspace)
         self._now = now
+        self._recent = Verified(None)
+        self._recent_until_s = 0.0
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -134,8 +139,11 @@ class VersionStore:
         version = self.get(number)
         started_s = clock.monotonic_s()
         problem = ""
+        recent = Verified(None)
         try:
-            check.prove_version(version.folder)
+            check.prove_version(version.folder, recent)
+            self._recent = recent
+            self._recent_until_s = clock.monotonic_s() + RECENT_S
         except Corrupt as damage:
             problem = damage.message
         seconds = clock.monotonic_s() - started_s
@@ -235,7 +243,7 @@ class VersionStore:
             found = emergency.get(self.layout, number)
             source = Source(found.name, found.folder, None, None, "restore")
             why = f"before {found.name} was restored"
-            return restoring.commit_again(self.layout, source, self.list(), self._now(), why=why)
+            return self._commit_again(source, why)
 
     @contextlib.contextmanager
     def _going_back(self, wait_s: float) -> Iterator[None]:
@@ -253,7 +261,14 @@ class VersionStore:
         part = None if weights_only else restoring.optimizer_part(version.folder)
         source = Source(version.name, version.folder, part, version.number, reason)
         why = f"before {version.name} was restored"
-        return restoring.commit_again(self.layout, source, self.list(), self._now(), why=why)
+        return self._commit_again(source, why)
+
+    def _commit_again(self, source: Source, why: str) -> Restored:
+        recent = self._recent if clock.monotonic_s() < self._recent_until_s else None
+        versions = self.list()
+        return restoring.commit_again(
+            self.layout, source, versions, self._now(), why=why, recent=recent
+        )
 
     def emergencies(self) -> tuple[Emergency, ...]:
         """Every emergency backup, the newest first."""

@@ -5,41 +5,19 @@ Two ledgers share everything up to the point where their lineages parted, so the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from trainer_tui.safety import manifest
-from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import LedgerEntry, LedgerHead, LedgerSegment
-
-_decode = msgspec.json.Decoder(LedgerSegment).decode
-
-
-def read_segment(ledger: Path, head: LedgerHead) -> LedgerSegment:
-    """Raises Corrupt when it is missing or does not match its hash."""
-    path = manifest.segment_path(ledger, head)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise Corrupt(f"ledger segment {path.name} is missing") from None
-    if hashlib.sha256(data).hexdigest() != head.sha256:
-        raise Corrupt(f"ledger segment {path.name} is damaged")
-    return _decode(data)
 
 
 def segments(ledger: Path, head: LedgerHead | None) -> Iterator[tuple[LedgerHead, LedgerSegment]]:
     """From the head back to the first, each checked. Raises Corrupt."""
     while head is not None:
-        segment = read_segment(ledger, head)
+        segment = manifest.read_segment(ledger, head)
         yield head, segment
-        head = before(segment)
-
-
-def before(segment: LedgerSegment) -> LedgerHead | None:
-    return LedgerHead(segment.sequence - 1, segment.previous) if segment.previous else None
+        head = manifest.previous_head(segment)
 
 
 def parted(
@@ -66,8 +44,8 @@ def parted(
 
 
 def _step(ledger: Path, head: LedgerHead) -> tuple[LedgerSegment, LedgerHead | None]:
-    segment = read_segment(ledger, head)
-    return segment, before(segment)
+    segment = manifest.read_segment(ledger, head)
+    return segment, manifest.previous_head(segment)
 
 
 def since(

@@ -12,6 +12,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,14 @@ class Note(msgspec.Struct, frozen=True):
 class Trashed:
     folder: Path
     note: Note
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.note.name,
+            "why": self.note.why,
+            "deleted_at": self.note.deleted_at,
+            "keep_until": self.note.keep_until or None,
+        }
 
 
 def _places(layout: Layout) -> list[Path]:

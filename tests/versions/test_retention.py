@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from trainer_tui.safety import checkpoints
 from trainer_tui.safety.checkpoints import CheckpointName
 from trainer_tui.safety.config import Config, Retention
+from trainer_tui.safety.disk import exclusive_bytes
 from trainer_tui.safety.errors import Refused
-from trainer_tui.versions import automatic, keeping, retention
+from trainer_tui.versions import automatic, keeping, retention, spare
+from trainer_tui.versions.layout import Layout
 from trainer_tui.versions.records import Version, VersionRecord
 from trainer_tui.versions.retention import Checkpoint
 
@@ -250,29 +253,46 @@ def test_retention_thins_versions_and_restore_says_so(house):
 
 def test_a_hard_link_frees_nothing_and_is_not_counted(house):
     folder = house.checkpoint(100, elements=1 << 16)
-    alone = keeping.exclusive_bytes([folder])
-    version = house.store.create(folder, "")
-    shared = keeping.exclusive_bytes([folder])
-    assert alone > 700_000 and shared < 10_000
-    assert keeping.exclusive_bytes([folder, version.folder]) >= alone
+    alone = exclusive_bytes(folder)
+    house.store.create(folder, "")
+    house.checkpoint(200)
+    (decision,) = retention.what_goes(
+        keeping.survey(Layout(house.workspace)).checkpoints, [], Retention(checkpoints=1)
+    )
+    assert decision.path == folder
+    assert alone > 700_000 and exclusive_bytes(folder) < 10_000
 
 
 def test_room_is_made_in_order_and_only_as_much_as_is_wanted(house):
     for step in (100, 200, 300, 400):
         house.store.create(house.checkpoint(step, elements=1 << 16), "")
     house.store.pin(1)
-    measured = iter([0, 0, 0, 10, 10])  # short until the first step of the ladder
-    done = keeping.make_room(house.workspace, Config(), 10, lambda path: next(measured))
-    what = [(entry.action, entry.path.name.split("_")[0]) for entry in done]
-    assert what == [("thin", "v002"), ("thin", "checkpoint-100")]
-    done = keeping.make_room(house.workspace, Config(), 10, lambda path: 0)
-    what = [(entry.action, entry.path.name.split("_")[0]) for entry in done]
-    assert what[:2] == [("thin", "checkpoint-200"), ("trash", "checkpoint-100.1")]
+    measured = iter([0, 0, 10])  # short until two things went
+    freed = spare.make_room(house.workspace, Config(), 10, lambda: next(measured))
+    what = [entry.what.split("_")[0] for entry in freed]
+    assert what == ["thin v002", "thin checkpoint-200"]  # checkpoint-100's is held by v001
+    free = itertools.count()
+    spare.make_room(house.workspace, Config(), 1 << 60, lambda: next(free))
     assert set(names(house)) == {"checkpoint-300", "checkpoint-400"}
     assert {version.number for version in house.store.list()} == {1, 3, 4}
     assert not house.store.get(1).weights_only  # pinned: whole
     assert house.newest().folder.name == "checkpoint-400"
     assert all(house.store.verify(number).ok for number in (1, 3, 4))
+
+
+def test_room_is_first_made_from_the_trash_then_from_old_optimizers(house):
+    for step in (100, 200, 300, 400):
+        house.store.create(house.checkpoint(step), "", keep_optimizer=False)
+    house.store.delete(1)
+    measured = iter([0, 1, 2, 3, 10])
+    freed = spare.make_room(house.workspace, Config(), 10, lambda: next(measured))
+    assert [entry.what.split("_")[0] for entry in freed] == [
+        "the trash (v001",
+        "thin checkpoint-100",
+        "thin checkpoint-200",
+        "trash checkpoint-100.1",
+    ]
+    assert house.store.trashed() == ()
 
 
 def test_retention_racing_create_never_breaks_a_version(house):

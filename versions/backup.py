@@ -1,0 +1,322 @@
+"""The second location: real copies of the versions on another disk, because links share damage.
+
+Invariant: a folder under its final name there was read back and matched its hashes. An
+interrupted copy goes on where it ended. Nothing is ever deleted there: what retention lets go
+here stays there until a person removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trainer_tui.safety import clock, durable, locks
+from trainer_tui.safety.errors import Corrupt, NotFound, Refused
+from trainer_tui.safety.workspace import Workspace
+from trainer_tui.versions import check, shelf, trash
+from trainer_tui.versions.copying import Progress, Telling, copy_folder, segment_is_sound
+from trainer_tui.versions.layout import (
+    Layout,
+    committed_folders,
+    exclusive,
+    plain_words,
+    version_number,
+)
+from trainer_tui.versions.records import Version
+
+PARTIAL_PREFIX = ".partial-"
+
+
+class _Home(msgspec.Struct, frozen=True):
+    """Kept here: where the copies are. Tells an unmounted disk from one that was never used."""
+
+    location: str
+    folder: str
+    last_run_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupStatus:
+    """`missing`: sound versions that have no copy yet. `same_disk`: a bad disk takes both."""
+
+    location: str
+    reachable: bool
+    problem: str
+    same_disk: bool
+    copied: tuple[str, ...]
+    missing: tuple[str, ...]
+    partial: tuple[str, ...]
+    bytes: int
+    free_bytes: int
+    last_run_at: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRun:
+    """Outcome of `run`: what was copied now, what was there, and what could not be."""
+
+    copied: tuple[str, ...]
+    already: tuple[str, ...]
+    problems: tuple[str, ...]
+    bytes: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Backup:
+    """One workspace's second location. Calls block for minutes: call from a thread."""
+
+    def __init__(
+        self, workspace: Workspace, location: Path, now: Callable[[], str] = clock.now_iso
+    ) -> None:
+        self.layout = Layout(workspace)
+        self.location = location.expanduser()
+        self._now = now
+
+    # --- looking --------------------------------------------------------------------------------
+
+    def status(self) -> BackupStatus:
+        """What is there and what is not; names and sizes only."""
+        problem = self._problem()
+        home = self._home()
+        there = self.location / home.folder if home else None
+        copies = self._copies(there) if there and not problem else {}
+        partial = [] if problem or there is None else self._partial(there)
+        sound = [v.name for v in shelf.list_versions(self.layout) if v.state == "ok"]
+        reachable = not problem
+        return BackupStatus(
+            location=str(self.location),
+            reachable=reachable,
+            problem=problem,
+            same_disk=reachable and self._same_disk(),
+            copied=tuple(sorted(copies, reverse=True)),
+            missing=tuple(name for name in sound if name not in copies),
+            partial=tuple(partial),
+            bytes=sum(copies.values()),
+            free_bytes=shutil.disk_usage(self.location).free if reachable else 0,
+            last_run_at=home.last_run_at if home else "",
+        )
+
+    def _problem(self) -> str:
+        if not self.location.is_absolute():
+            return f"the second location must be an absolute path, not {self.location}"
+        if not self.location.is_dir():
+            return f"{self.location} is not there; is the disk mounted?"
+        root = self.layout.workspace.root.resolve()
+        if self.location.resolve().is_relative_to(root):
+            return f"{self.location} is inside the workspace; choose another disk"
+        home = self._home()
+        if home and not (self.location / home.folder).is_dir():
+            return f"{self.location} no longer holds {home.folder}; is the disk mounted?"
+        return ""
+
+    def _same_disk(self) -> bool:
+        return self.location.stat().st_dev == self.layout.workspace.models.stat().st_dev
+
+    def _home(self) -> _Home | None:
+        try:
+            home = msgspec.json.decode(self._home_file.read_bytes(), type=_Home)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+        return home if home.location == str(self.location) else None
+
+    @property
+    def _home_file(self) -> Path:
+        return self.layout.root / "second_location.json"
+
+    def _copies(self, there: Path) -> dict[str, int]:
+        found = {}
+        for folder in committed_folders(there / "versions"):
+            seen = check.look(folder)
+            if version_number(folder.name) is not None and seen.state == "ok" and seen.sealed:
+                found[folder.name] = sum(entry.bytes for entry in seen.sealed.files)
+        return found
+
+    def _partial(self, there: Path) -> list[str]:
+        versions = there / "versions"
+        entries = versions.iterdir() if versions.is_dir() else ()
+        names = [entry.name for entry in entries if entry.name.startswith(PARTIAL_PREFIX)]
+        return sorted(name.removeprefix(PARTIAL_PREFIX) for name in names)
+
+    # --- copying --------------------------------------------------------------------------------
+
+    def run(
+        self,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        *,
+        start_over: bool = False,
+    ) -> BackupRun:
+        """Copy every sound version that is not there yet, newest first, then read it back.
+
+        Args:
+            should_stop: asked between files; a stopped run goes on with the next one.
+            start_over: the second disk was emptied on purpose: begin a new folder on it.
+
+        Raises:
+            Refused: the location cannot be used, is full, or a backup is running already.
+        """
+        started_s = clock.monotonic_s()
+        copied: list[str] = []
+        already: list[str] = []
+        problems: list[str] = []
+        size = 0
+        with plain_words("the backup stopped"), self._only_one():
+            there = self._prepare(start_over)
+            problems += self._copy_records(there)
+            for version in shelf.list_versions(self.layout):
+                if version.state != "ok":
+                    problems.append(f"{version.name} is {version.state} and was not copied")
+                    continue
+                if version.name in self._copies(there):
+                    already.append(version.name)
+                    continue
+                if should_stop():
+                    break
+                try:
+                    if not self._copy_version(version, there, progress, should_stop):
+                        break
+                except Corrupt as problem:
+                    problems.append(problem.message)
+                    continue
+                except FileNotFoundError:
+                    problems.append(f"{version.name} went away while it was copied")
+                    continue
+                copied.append(version.name)
+                size += version.bytes
+            home = self._home()
+            assert home is not None  # _prepare wrote it
+            self._write_home(msgspec.structs.replace(home, last_run_at=self._now()))
+        seconds = clock.monotonic_s() - started_s
+        return BackupRun(tuple(copied), tuple(already), tuple(problems), size, seconds)
+
+    @contextlib.contextmanager
+    def _only_one(self) -> Iterator[None]:
+        durable.make_directory(self.layout.root)
+        lock = locks.acquire(self.layout.root / ".backup.lock")
+        if lock is None:
+            raise Refused("a backup is running already")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _prepare(self, start_over: bool) -> Path:
+        problem = self._problem()
+        home = self._home()
+        lost = home is not None and not (self.location / home.folder).is_dir()
+        if problem and not (start_over and lost):
+            raise Refused(f"no backup was made: {problem}", "see versioning.second_location")
+        if home is None or (start_over and lost):
+            name = f"{self.layout.workspace.root.resolve().name}-{secrets.token_hex(4)}"
+            durable.make_directory(self.location / name / "versions")
+            home = _Home(str(self.location), name)
+            self._write_home(home)
+        for inner in ("versions", "ledger", "lineages"):
+            durable.make_directory(self.location / home.folder / inner)
+        return self.location / home.folder
+
+    def _write_home(self, home: _Home) -> None:
+        durable.replace(self._home_file, msgspec.json.encode(home))
+
+    def _copy_records(self, there: Path) -> list[str]:
+        """Ledger segments and branches: small, immutable, and nothing can be restored without."""
+        problems = []
+        pairs = ((self.layout.workspace.ledger, "ledger"), (self.layout.branches, "lineages"))
+        for source, name in pairs:
+            for path in sorted(source.glob("*.json")) if source.is_dir() else ():
+                target = there / name / path.name
+                if target.exists():
+                    continue
+                data = path.read_bytes()
+                if name == "ledger" and not segment_is_sound(path.name, data):
+                    problems.append(f"ledger segment {path.name} is damaged and was not copied")
+                    continue
+                durable.replace(target, data, 0o400)
+        return problems
+
+    def _copy_version(
+        self,
+        version: Version,
+        there: Path,
+        progress: Progress | None,
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        partial = there / "versions" / f"{PARTIAL_PREFIX}{version.name}"
+        told = Telling(version, progress)
+        if not copy_folder(version.folder, partial, told, should_stop):
+            return False
+        check.prove_version(partial)
+        durable.rename(partial, partial.with_name(version.name))
+        return True
+
+    # --- bringing back --------------------------------------------------------------------------
+
+    def fetch(self, number: int) -> Version:
+        """Copy a version back from the second location, in place of a damaged or missing one.
+
+        Raises:
+            NotFound: there is no copy of it.
+            Refused: the location cannot be used, or a sound version of that number is here.
+            Corrupt: the copy is damaged too.
+        """
+        with plain_words("nothing was brought back"), self._only_one():
+            there = self._reachable()
+            names = [name for name in self._copies(there) if version_number(name) == number]
+            if not names:
+                raise NotFound(f"there is no copy of version {number} at {self.location}")
+            self._fetch_records(there)
+            self._refuse_if_sound(number)
+            fetching = self.layout.root / f"{PARTIAL_PREFIX}{names[0]}"
+            copy_folder(there / "versions" / names[0], fetching, None, lambda: False)
+            check.prove_version(fetching)
+            with exclusive(self.layout):
+                self._refuse_if_sound(number)
+                target = self.layout.versions / names[0]
+                if target.exists():
+                    why = "damaged; its copy was brought back"
+                    trash.throw(self.layout, target, why, self._now(), 7)
+                durable.make_directory(self.layout.versions)
+                durable.rename(fetching, target)
+                check.unmark_damaged(self.layout, target.name)
+                return shelf.examine(self.layout, number, target)
+
+    def _reachable(self) -> Path:
+        problem = self._problem()
+        home = self._home()
+        if problem or home is None:
+            raise Refused(problem or f"no backup was ever made to {self.location}")
+        return self.location / home.folder
+
+    def _refuse_if_sound(self, number: int) -> None:
+        for version in shelf.list_versions(self.layout):
+            if version.number == number and version.state == "ok":
+                hint = "if you doubt it: trainer-tui versions verify"
+                raise Refused(f"{version.name} is here and sound", hint)
+
+    def _fetch_records(self, there: Path) -> None:
+        pairs = ((self.layout.workspace.ledger, "ledger"), (self.layout.branches, "lineages"))
+        for target, name in pairs:
+            durable.make_directory(target)
+            for path in sorted((there / name).glob("*.json")):
+                here, data = target / path.name, path.read_bytes()
+                if name == "lineages":
+                    sound = here.exists()
+                else:
+                    sound = here.exists() and segment_is_sound(path.name, here.read_bytes())
+                    if not segment_is_sound(path.name, data):
+                        continue
+                if not sound:
+                    durable.replace(here, data, 0o400)
