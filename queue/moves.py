@@ -5,6 +5,8 @@ A move into a spot without room renumbers its neighbourhood first, by moves that
 
 from __future__ import annotations
 
+import bisect
+
 from trainer_tui.queue.base import QueueBase
 from trainer_tui.queue.job import Job
 from trainer_tui.queue.order import NoRoom, Waiting, position_between, renumbering
@@ -62,12 +64,21 @@ class QueueMoves(QueueBase):
                 return self._edit(job, priority=priority)
             return self._to_priority(job, priority)
 
-    def _to_priority(self, job: Job, priority: str) -> Job:
+    def put_back(self, job_id: int, priority: str, position: int) -> Job:
+        """Undo a move: the same priority and position, or right behind whoever has it now."""
+        check_priority(priority)
+        with self._lock:
+            job = self.get(job_id)
+            self._must_be(job, *PRIORITIES)
+            return self._to_priority(job, priority, position)
+
+    def _to_priority(self, job: Job, priority: str, position: int | None = None) -> Job:
+        wanted = job.position if position is None else position
         order = self.index.orders[priority]
-        taken = {waiting.position for waiting in order}  # unique within a priority
-        if job.position not in taken or job.folder == priority:
-            return self._rename(job, priority)
-        at = next(i for i, waiting in enumerate(order) if waiting.position == job.position)
+        at = bisect.bisect_left(order, Waiting(wanted, 0))
+        taken = at < len(order) and order[at].position == wanted  # unique within a priority
+        if not taken or order[at].job_id == job.id:
+            return self._rename(job, priority, wanted)
         return self._put_at(job, priority, at + 1)
 
     def _put_at(self, job: Job, priority: str, at: int) -> Job:

@@ -36,7 +36,7 @@ from trainer_tui.queue.moves import QueueMoves, check_priority
 from trainer_tui.queue.order import GAP
 from trainer_tui.queue.scan import Finding
 from trainer_tui.queue.upkeep import expired, reconcile
-from trainer_tui.queue.waiting import QuietHours, parse_time, startable
+from trainer_tui.queue.waiting import QuietHours, first_startable, parse_time
 from trainer_tui.safety import durable
 from trainer_tui.safety.config import Retention
 from trainer_tui.safety.errors import NotFound, Refused
@@ -118,7 +118,7 @@ class Queue(QueueMoves):
     def claim_next(self, now: datetime, quiet: QuietHours | None = None) -> Job | None:
         """Move the next job that may start into `processing/`; its attempt is counted first."""
         with self._lock:
-            job = next((one for one in self.index.waiting() if startable(one, now, quiet)), None)
+            job = first_startable(self.index.waiting(), now, quiet)
             if job is None:
                 return None
             job = self.begin_attempt(job.id)
@@ -289,9 +289,14 @@ class Queue(QueueMoves):
                 known.forget(self.folder, job.meta.file_sha256)
             return name
 
-    def restore_removed(self, trash_name: str) -> Job:
-        """Undo a `remove`. Raises NotFound: it is no longer in the trash."""
+    def restore_removed(self, removed: str | int) -> Job:
+        """Undo a `remove`, named by what it returned or by the job's id.
+
+        Raises:
+            NotFound: it is no longer in the trash.
+        """
         with self._lock:
+            trash_name = self._in_trash(removed) if isinstance(removed, int) else removed
             folder, _, directory = trash_name.removeprefix(TRASH_PREFIX).partition(".")
             name = parse_directory_name(directory)
             trashed = self.workspace.trash / trash_name
@@ -309,6 +314,13 @@ class Queue(QueueMoves):
             if meta.file_sha256 and folder != FAILED:
                 self._remember(meta.file_sha256, job.id)
             return self._note(job)
+
+    def _in_trash(self, job_id: int) -> str:
+        for entry in self.workspace.trash.glob(f"{TRASH_PREFIX}*-{job_id}-*"):
+            name = parse_directory_name(entry.name.removeprefix(TRASH_PREFIX).partition(".")[2])
+            if name is not None and name.id == job_id:
+                return entry.name
+        raise NotFound(f"job {job_id} is not in the trash", "it was cleared away")
 
     # --- upkeep ----------------------------------------------------------------------------------
 

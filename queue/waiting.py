@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -86,3 +87,10 @@ def why_waiting(
     if ahead == 0:
         return "next"
     return f"{ahead} {'file is' if ahead == 1 else 'files are'} ahead"
+
+
+def first_startable(
+    jobs: Iterable[Job], now: datetime, quiet: QuietHours | None = None
+) -> Job | None:
+    """The first of `jobs`, which come in training order, that may be claimed at `now`."""
+    return next((job for job in jobs if startable(job, now, quiet)), None)
