@@ -1,0 +1,472 @@
+"""A daemon that trains nothing: the documented API on a real Unix socket, with state to play with.
+
+Its documents are compared with a real daemon's in `test_fake_is_like_the_real_one.py`. Run it by
+hand with `python tests/screen/fake_daemon.py SOCKET [--jobs N]` to look at the screen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import queue
+import random
+import socketserver
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+NOW = "2026-11-24T12:04:31.120Z"
+GIGA = 1 << 30
+
+
+def job(number: int, name: str, state: str = "waiting", **more: Any) -> dict[str, Any]:
+    base = {
+        "id": number, "name": name, "state": state, "priority": "normal", "place": None,
+        "rows": 8000, "rejected_rows": 0, "bytes": 9_400_000, "tokens": 2_100_000,
+        "supervised_tokens": 1_200_000, "steps": 130, "verdict": "ok", "summary": "ok",
+        "attempts": 0, "held": False, "not_before": None, "added_at": "2026-11-24T09:00:00.000Z",
+        "started_at": None, "finished_at": None, "seconds": None, "fraction": None, "eta_s": None,
+        "why_waiting": None, "error": None, "val_before": None, "val_after": None,
+    }  # fmt: skip
+    return base | more
+
+
+def example_jobs() -> list[dict[str, Any]]:
+    blocked = {
+        "class": "over_length",
+        "message": "blocked: 7.2 % of rows over 4096 tokens",
+        "hint": "raise max_length, or accept it with r, o",
+    }
+    return [
+        job(31, "support.jsonl", "processing", rows=41_000, fraction=0.31, attempts=1,
+            eta_s=[0, 22_320], started_at="2026-11-24T10:00:00.000Z"),
+        job(34, "refunds.jsonl", rows=12_000, priority="high", eta_s=[22_320, 28_320]),
+        job(32, "tone.jsonl", verdict="warn", summary="ok, 3 rejects", rejected_rows=3,
+            eta_s=[28_320, 35_820]),
+        job(35, "greetings-and-farewells.jsonl", rows=640, eta_s=[35_820, 36_000]),
+        job(33, "syllogisms.jsonl", rows=90_000, priority="low", eta_s=[36_000, 68_400],
+            why_waiting="quiet hours until 22:00"),
+        job(30, "catalog.jsonl", "failed", error=blocked, verdict="block",
+            summary="7.2 % of rows over 4096 tokens", finished_at="2026-11-24T11:00:00.000Z"),
+        job(29, "tone-2.jsonl", "completed", rows=8000, seconds=2520, fraction=1.0, val_before=1.419,
+            val_after=1.398, finished_at="2026-11-24T11:32:50.000Z"),
+    ]  # fmt: skip
+
+
+def example_versions() -> list[dict[str, Any]]:
+    words = ["refund tone fixed", "nightly", "support, second pass", "nightly", "syllogisms"]
+    return [
+        {
+            "number": 42 - i, "name": f"v{42 - i:03d}_20261124", "description": words[i],
+            "created_at": f"2026-11-{24 - i:02d}T10:40:00.000Z", "automatic": i in (1, 3),
+            "global_step": 18_211 - 900 * i, "lineage": 0, "parent": 41 - i,
+            "tokens": 602_000_000 - 30_000_000 * i,
+            "files": [{"job_id": 29 - i, "name": f"tone-{i}.jsonl", "rows": 8000, "tokens": 2_100_000}],
+            "validation": {"fixed": 1.3981 + 0.013 * i, "general": 2.01}, "bytes": int(1.2 * GIGA),
+            "pinned": i == 2, "weights_only": i > 2, "live": i == 0, "state": "ok",
+        }
+        for i in range(5)
+    ]  # fmt: skip
+
+
+def example_events() -> list[dict[str, Any]]:
+    rows = [
+        ("12:04:31", "info", "checkpoint", "checkpoint-18400 1.2G in 3.1s"),
+        ("12:01:09", "warning", "gradient", "gradient spike 4.1 @18 211"),
+        ("11:58:07", "info", "queue", "#34 moved to the top (u undo)"),
+        ("11:40:00", "info", "validation", "val 1.3981 best yet → v041"),
+        (
+            "11:32:50",
+            "info",
+            "job",
+            "tone-2.jsonl done in 42 min: val −0.021 (fixed), −0.008 (general)",
+        ),
+        ("11:02:11", "error", "trainer", "trainer lost (signal 9), back in 4 s at step 17 904"),
+        ("10:48:00", "info", "job", "tone-1.jsonl done in 39 min"),
+        ("10:00:02", "info", "job", "support.jsonl started: 41k rows, 130 steps"),
+    ]
+    return [
+        {"id": 5012 - i, "at": f"2026-11-24T{at}.000Z", "level": level, "topic": topic, "text": text,
+         "data": {}}
+        for i, (at, level, topic, text) in enumerate(rows)
+    ]  # fmt: skip
+
+
+def loss_at(step: int) -> float:
+    return 1.28 + 1.75 * math.exp(-step / 2600) + 0.1 * math.exp(-step / 15000)
+
+
+class FakeDaemon:
+    """State and its changes; thread-safe by one lock."""
+
+    def __init__(self, seed: int = 7) -> None:
+        self.lock = threading.RLock()
+        self.random = random.Random(seed)
+        self.jobs = example_jobs()
+        self.versions = example_versions()
+        self.events = example_events()
+        self.state = "training"
+        self.intent = "run"
+        self.reason: str | None = None
+        self.step = 18_420
+        self.revision = 118
+        self.gpus = 1
+        self.pending: list[Any] = []
+        self.model: dict[str, Any] | None = {
+            "name": "Qwen/Qwen3-0.6B", "parameters": 596_000_000, "device": "cuda",
+            "precision": "master", "attention": "flex", "latest_version": 42,
+        }  # fmt: skip
+        self.event_id = 5012
+        self.requests: list[tuple[str, str, Any]] = []
+        self.refuse: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.listeners: list[queue.Queue[tuple[int, str, Any]]] = []
+        self.points = [
+            {"step": s, "mean": (m := loss_at(s) + self.random.gauss(0, 0.035)), "min": m - 0.05,
+             "max": m + 0.05, "at": NOW}
+            for s in range(20, self.step, 26)
+        ]  # fmt: skip
+        self.val = [
+            {"step": s, "mean": loss_at(s) + 0.09, "min": None, "max": None, "at": NOW}
+            for s in range(500, self.step, 500)
+        ]
+        self.undone: list[str] = []
+        self._replace()
+
+    def _replace(self) -> None:
+        order = {"high": 0, "normal": 1, "low": 2}
+        waiting = [j for j in self.jobs if j["state"] == "waiting"]
+        waiting.sort(key=lambda j: order[j["priority"]])
+        for place, item in enumerate(waiting, 1):
+            item["place"] = place
+        running = [j for j in self.jobs if j["state"] == "processing"]
+        rest = [j for j in self.jobs if j["state"] in ("failed", "completed")]
+        self.jobs = running + waiting + rest
+
+    def status(self) -> dict[str, Any]:
+        running = next((j for j in self.jobs if j["state"] == "processing"), None)
+        waiting = [j for j in self.jobs if j["state"] == "waiting"]
+        gpu = {
+            "name": "NVIDIA H100 80GB HBM3", "utilisation_percent": 97,
+            "memory_used_bytes": int(71.2 * GIGA), "memory_total_bytes": 80 * GIGA,
+            "temperature_c": 64, "power_w": 312.0, "power_limit_w": 700.0,
+        }  # fmt: skip
+        current = running and {
+            "id": running["id"], "name": running["name"], "step": int(running["fraction"] * 130),
+            "steps": 130, "fraction": running["fraction"], "epoch": 0, "epochs": 1,
+        }  # fmt: skip
+        return {
+            "revision": self.revision, "now": NOW, "last_event_id": self.event_id,
+            "daemon": {"pid": 71, "version": "0.1.0", "started_at": "2026-11-10T12:00:00.000Z",
+                       "uptime_s": 14 * 86400 + 300.0, "host": "gpubox", "workspace": "/home/me/ws",
+                       "viewers": max(2, len(self.listeners))},
+            "training": {
+                "state": self.state, "reason": self.reason,
+                "intent": {"training": self.intent, "by": "", "at": "", "why": ""},
+                "phase": "micro-step", "phase_age_s": 0.02, "trainer_pid": 91, "restarts": 0,
+                "global_step": self.step, "lineage": 0, "epoch": 0,
+                "checkpoint": "checkpoint-18400", "job": current,
+                "loss": self.points[-1]["mean"] if self.points else None,
+                "loss_ema": 1.3127, "val_loss": 1.4016, "best_val_loss": 1.3981,
+                "learning_rate": 2e-4, "grad_norm": 0.82, "tokens_per_s": 41_800.0,
+                "supervised_tokens_per_s": 23_000.0, "step_s": 0.78, "mfu": 0.41,
+                "tokens_seen": 602_000_000, "supervised_tokens_seen": 330_000_000,
+                "eta_job_s": 22_320.0, "eta_queue_s": [21_120.0, 23_520.0],
+                "last_sample_at": NOW, "last_sample_age_s": 0.4, "unsaved_steps": 20,
+            },
+            "model": self.model,
+            "queue": {
+                "waiting": len(waiting),
+                **{p: sum(j["priority"] == p for j in waiting) for p in ("high", "normal", "low")},
+                "processing": int(running is not None), "recently_completed": 1,
+                "failed": sum(j["state"] == "failed" for j in self.jobs),
+            },
+            "machine": {
+                "gpus": [{"index": i, **gpu} for i in range(self.gpus)],
+                "gpu_problem": "" if self.gpus else "NVML Shared Library Not Found",
+                "cores": 16, "load_percent": 12.0, "memory_used_bytes": int(35.2 * GIGA),
+                "memory_total_bytes": 64 * GIGA, "swap_used_bytes": 0,
+                "disk_used_bytes": 410 * GIGA, "disk_free_bytes": 590 * GIGA,
+                "disk_total_bytes": 1000 * GIGA,
+            },
+            "config": {"hash": "abc", "problem": None, "pending": self.pending},
+        }  # fmt: skip
+
+    # --- what happens ---
+
+    def publish(self, kind: str, data: Any) -> None:
+        with self.lock:
+            self.event_id += 1
+            for listener in self.listeners:
+                listener.put((self.event_id, kind, data))
+
+    def one_step(self) -> None:
+        with self.lock:
+            self.step += 1
+            loss = loss_at(self.step) + self.random.gauss(0, 0.035)
+            self.points.append(
+                {"step": self.step, "mean": loss, "min": loss, "max": loss, "at": NOW}
+            )
+        self.publish("step", {
+            "step": self.step, "loss": loss, "learning_rate": 2e-4, "grad_norm": 0.82,
+            "tokens_per_s": 41_800.0, "supervised_tokens_per_s": 23_000.0, "at": NOW,
+        })  # fmt: skip
+
+    def said(self, level: str, topic: str, text: str) -> None:
+        with self.lock:
+            event = {"id": self.event_id + 1, "at": NOW, "level": level, "topic": topic,
+                     "text": text, "data": {}}  # fmt: skip
+            self.events.insert(0, event)
+        self.publish("said", event)
+
+    def told(self) -> None:
+        self.publish("status", self.status())
+
+    # --- requests ---
+
+    def get(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
+        with self.lock:
+            match path.removeprefix("/v1/").split("/"):
+                case ["status"]:
+                    return 200, self.status()
+                case ["jobs"]:
+                    limit = int(query.get("limit") or 100)
+                    return 200, {"revision": self.revision, "jobs": self.jobs[:limit],
+                                 "total": len(self.jobs)}  # fmt: skip
+                case ["jobs", number, "report"]:
+                    return 200, {"verdict": "ok", "findings": [], "id": int(number)}
+                case ["versions"]:
+                    return 200, {"versions": self.versions, "latest": 42, "current_lineage": 0}
+                case ["history"]:
+                    return 200, {"events": self.events[: int(query.get("limit") or 100)]}
+                case ["metrics"]:
+                    return 200, {"series": {"loss": self.points, "val_loss": self.val},
+                                 "from_step": 0, "to_step": self.step}  # fmt: skip
+        return 404, {"title": "none such", "detail": f"no {path}", "hint": ""}
+
+    def change(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        with self.lock:
+            self.requests.append((method, path, body))
+            if path in self.refuse:
+                return self.refuse[path]
+            self.revision += 1
+            parts = path.removeprefix("/v1/").split("/")
+            match method, parts:
+                case "PATCH", ["jobs", number]:
+                    return self._patch(int(number), body)
+                case "DELETE", ["jobs", number]:
+                    self.jobs = [j for j in self.jobs if j["id"] != int(number)]
+                    self._replace()
+                    return 200, {}
+                case "POST", ["jobs", number, deed]:
+                    return self._job_deed(int(number), deed)
+                case "POST", ["training", deed]:
+                    return self._train(deed, body)
+                case "POST", ["undo" | "redo" as deed]:
+                    return 200, {"text": f"{deed} of the move of #34"}
+                case "POST", ["versions"]:
+                    made = self.versions[0] | {"number": 43, "description": body["description"]}
+                    self.versions.insert(0, made)
+                    return 201, made
+                case _:
+                    return 200, {}
+
+    def _find(self, number: int) -> dict[str, Any] | None:
+        return next((j for j in self.jobs if j["id"] == number), None)
+
+    def _patch(self, number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        found = self._find(number)
+        if found is None:
+            return 404, {"title": "none such", "detail": f"no job {number}", "hint": ""}
+        if "priority" in body:
+            found["priority"] = body["priority"]
+        self.jobs.remove(found)
+        waiting = [j for j in self.jobs if j["state"] == "waiting"]
+        at = found["place"] - 1
+        if "before" in body:
+            at = next(i for i, j in enumerate(waiting) if j["id"] == body["before"])
+        elif "after" in body:
+            at = next(i for i, j in enumerate(waiting) if j["id"] == body["after"]) + 1
+        elif body.get("place"):
+            at = 0 if body["place"] == "top" else len(waiting)
+        if waiting and "priority" not in body:  # a move across takes the neighbours' priority
+            near = (
+                waiting[at] if "before" in body or body.get("place") == "top" else waiting[at - 1]
+            )
+            found["priority"] = near["priority"]
+        waiting.insert(at, found)
+        self.jobs = (
+            [j for j in self.jobs if j["state"] == "processing"]
+            + waiting
+            + [j for j in self.jobs if j["state"] in ("failed", "completed")]
+        )
+        self._replace()
+        return 200, found
+
+    def _job_deed(self, number: int, deed: str) -> tuple[int, Any]:
+        found = self._find(number)
+        if found is None:
+            return 404, {"title": "none such", "detail": f"no job {number}", "hint": ""}
+        if deed == "retry":
+            found |= {"state": "waiting", "error": None}
+        else:
+            found["held"] = deed == "hold"
+        self._replace()
+        return 200, found
+
+    def _train(self, deed: str, body: dict[str, Any]) -> tuple[int, Any]:
+        match deed:
+            case "pause":
+                self.state, self.intent = "paused", "pause"
+            case "resume":
+                self.state, self.intent = "training", "run"
+            case "stop":
+                self.intent = "stopped" if body.get("now") else "stop_after_file"
+                self.state = "stopped" if body.get("now") else self.state
+            case _:
+                pass
+        status = self.status()
+        self.publish("status", status)
+        return 200, {"status": status}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    daemon_state: FakeDaemon
+    broken: threading.Event
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _reply(self, status: int, document: Any) -> None:
+        content = json.dumps(document).encode()
+        kind = "application/json" if status < 400 else "application/problem+json"
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if url.path == "/v1/events":
+            self._stream()
+            return
+        query = {k: v[0] for k, v in parse_qs(url.query).items()}
+        self._reply(*self.daemon_state.get(url.path, query))
+
+    def _change(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length) or b"{}")
+        self._reply(*self.daemon_state.change(self.command, urlsplit(self.path).path, body))
+
+    do_POST = do_PATCH = do_DELETE = _change
+
+    def _stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        mine: queue.Queue[tuple[int, str, Any]] = queue.Queue()
+        state = self.daemon_state
+        with state.lock:
+            state.listeners.append(mine)
+        try:
+            self.wfile.write(b": hello\n\n")
+            while not self.broken.is_set():
+                try:
+                    number, kind, data = mine.get(timeout=0.05)
+                except queue.Empty:
+                    continue
+                text = f"id: {number}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+                self.wfile.write(text.encode())
+        except OSError:
+            pass
+        finally:
+            with state.lock:
+                state.listeners.remove(mine)
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+class FakeServer:
+    """`FakeDaemon` on a Unix socket; `stop` and `start` play a daemon that dies and comes back."""
+
+    def __init__(self, path: Path, state: FakeDaemon | None = None) -> None:
+        self.path = path
+        self.state = state or FakeDaemon()
+        self._server: _Server | None = None
+        self._broken = threading.Event()
+
+    def start(self) -> FakeServer:
+        self.path.unlink(missing_ok=True)
+        self._broken = threading.Event()
+        members = {"daemon_state": self.state, "broken": self._broken}
+        self._server = _Server(str(self.path), type("Handler", (_Handler,), members))
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        self._broken.set()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> FakeServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def many_jobs(count: int) -> list[dict[str, Any]]:
+    made = [
+        job(1000 + i, f"batch-{i:04d}.jsonl", eta_s=[100.0 * i, 100.0 * i + 90])
+        for i in range(count)
+    ]
+    return example_jobs()[:1] + made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--still", action="store_true", help="nothing ever changes")
+    given = parser.parse_args()
+    state = FakeDaemon()
+    if given.jobs:
+        state.jobs = many_jobs(given.jobs)
+        state._replace()
+    server = FakeServer(given.socket, state).start()
+    count = 0
+    try:
+        while True:
+            time.sleep(0.78)
+            count += 1
+            if given.still or state.state != "training":
+                continue
+            state.one_step()
+            running = next((j for j in state.jobs if j["state"] == "processing"), None)
+            if running:
+                running["fraction"] = min(1.0, running["fraction"] + 0.0002)
+            state.told()
+            if count % 40 == 0:
+                state.said("info", "checkpoint", f"checkpoint-{state.step} 1.2G in 3.1s")
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

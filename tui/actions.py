@@ -1,0 +1,209 @@
+"""The one table of actions. Bindings, footer, help, palette and the README's keys come from it.
+
+Invariant: ids are unique; a key belongs to one action per scope, so a press has one meaning.
+`python -m trainer_tui.tui.actions` prints the table for the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainer_tui.tui import deeds
+from trainer_tui.tui import situation as can
+from trainer_tui.tui.situation import Situation, may_change
+from trainer_tui.tui.view import Panel
+
+if TYPE_CHECKING:
+    from trainer_tui.tui.control import TrainerApp
+
+Check = Callable[[Situation], str | None]
+Run = Callable[["TrainerApp"], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that can be done.
+
+    Attributes:
+        keys: Textual's names or single characters; the first is the one shown.
+        scope: the panel that must have the focus for the key; None: anywhere.
+        guard: "undoable", "guarded" (asks first) or "" (changes nothing lasting).
+        footer: rank in the footer, 1 first; 0 is not shown there.
+        shown: how the keys are written where they are shown, when not as they are.
+    """
+
+    id: str
+    keys: tuple[str, ...]
+    label: str
+    help: str
+    run: Run
+    check: Check | None = None
+    changes: bool = False
+    scope: Panel | None = None
+    guard: str = ""
+    footer: int = 0
+    shown: str = ""
+    hidden: bool = False
+
+    def why_not(self, at: Situation) -> str | None:
+        """None when it can be done now, else the reason."""
+        if self.changes and (reason := may_change(at)):
+            return reason
+        return self.check(at) if self.check else None
+
+    @property
+    def keys_shown(self) -> str:
+        return self.shown or " ".join(KEY_WORDS.get(key, key) for key in self.keys[:2])
+
+
+KEY_WORDS = {
+    "escape": "esc", "shift+up": "shift+↑", "shift+down": "shift+↓", "left": "←", "right": "→",
+    "up": "↑", "down": "↓", "pageup": "pgup", "pagedown": "pgdn",
+}  # fmt: skip
+
+_Q, _L, _V = Panel.QUEUE, Panel.LOSS, Panel.VERSIONS
+
+_PANELS = (Panel.LOSS, Panel.QUEUE, Panel.VERSIONS, Panel.EVENTS, Panel.MACHINE, Panel.INSPECTOR)
+
+ACTIONS: tuple[Action, ...] = (
+    Action("pause", ("p",), "Pause", "Pause after this step, or resume", deeds.pause,
+           can.pausable, changes=True, guard="undoable", footer=1),
+    Action("stop", ("s",), "Stop…", "Stop after this file, or now; or skip this file", deeds.stop,
+           can.stoppable, changes=True, guard="guarded", footer=2),
+    Action("move_down", ("J", "shift+down"), "Move", "Move the job down", deeds.move_down,
+           can.waiting_job, changes=True, scope=_Q, guard="undoable", footer=3, shown="J/K"),
+    Action("move_up", ("K", "shift+up"), "Move up", "Move the job up", deeds.move_up,
+           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+    Action("move_top", ("T",), "To the top", "Move the job to the top", deeds.move_top,
+           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+    Action("move_bottom", ("B",), "To the bottom", "Move the job to the bottom", deeds.move_bottom,
+           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+    Action("raise", ("+", "="), "Priority", "Raise the job's priority", deeds.raise_priority,
+           can.waiting_job, changes=True, scope=_Q, guard="undoable", footer=4, shown="+/-"),
+    Action("lower", ("-",), "Lower", "Lower the job's priority", deeds.lower_priority,
+           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+    Action("remove", ("x",), "Remove", "Remove the job; its file is kept in the trash",
+           deeds.remove, can.removable, changes=True, scope=_Q, guard="undoable"),
+    Action("retry", ("r",), "Retry", "Retry a failed or blocked job, with the fix offered",
+           deeds.retry, can.retriable, changes=True, scope=_Q, guard="undoable"),
+    Action("hold", ("h",), "Hold", "Hold the job back, or let it go", deeds.hold,
+           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+    Action("checkpoint", ("c",), "Checkpoint", "Save a checkpoint now", deeds.checkpoint,
+           can.saveable, changes=True),
+    Action("version", ("C",), "Make version", "Make a version, with a description",
+           deeds.make_version, can.saveable, changes=True),
+    Action("versions", ("v",), "Versions", "Show the versions", deeds.show_versions, footer=5),
+    Action("rollback", ("R",), "Roll back…", "Roll back to a version: shows what changes, y does it",
+           deeds.roll_back, can.has_version, changes=True, guard="guarded"),
+    Action("diff", ("D",), "Diff", "Compare the version with the one before", deeds.diff_version,
+           can.has_version, scope=_V),
+    Action("pin", (), "Pin version", "Keep the version for ever, or no longer", deeds.pin,
+           can.has_version, changes=True, guard="undoable"),
+    Action("verify", (), "Verify version", "Check the version's files against their hashes",
+           deeds.verify, can.has_version, changes=True),
+    Action("delete_version", (), "Delete version…", "Delete the selected version: asks first",
+           deeds.delete_version, can.has_version, changes=True, guard="guarded"),
+    Action("undo", ("u",), "Undo", "Undo the last change", deeds.undo, changes=True, footer=9),
+    Action("redo", ("ctrl+r",), "Redo", "Do again what was undone", deeds.redo, changes=True),
+    Action("approve", ("a",), "Approve…", "Approve a pending config change: shows it first",
+           deeds.approve, can.pending_config, changes=True, guard="guarded"),
+    Action("find", ("/",), "Find", "Show only what matches in the focused panel", deeds.find,
+           footer=6),
+    Action("next", ("n",), "Next", "Next match or row", deeds.next_found),
+    Action("previous", ("N",), "Previous", "Previous match or row", deeds.previous_found),
+    Action("copy", ("y",), "Copy", "Copy the row (OSC 52, with a file as fall-back)", deeds.copy),
+    Action("open", ("enter",), "Open", "Show all there is about the selection", deeds.open_selected),
+    *(
+        Action(f"panel_{number}", (str(number),), "Panel", "Focus a panel; its number is in its title",
+               deeds.focus_panel(panel), shown="1-6", hidden=number > 1)
+        for number, panel in enumerate(_PANELS, 1)
+    ),
+    Action("next_panel", ("tab",), "Next panel", "Focus the next panel", deeds.next_panel),
+    Action("previous_panel", ("shift+tab",), "Previous panel", "Focus the panel before",
+           deeds.previous_panel, hidden=True),
+    Action("down", ("j", "down"), "Down", "Move down", deeds.by_rows(1), shown="j k arrows"),
+    Action("up", ("k", "up"), "Up", "Move up", deeds.by_rows(-1), hidden=True),
+    Action("page_down", ("pagedown",), "Page down", "Move a page down", deeds.by_rows(10), hidden=True),
+    Action("page_up", ("pageup",), "Page up", "Move a page up", deeds.by_rows(-10), hidden=True),
+    Action("first", ("g", "home"), "First", "Go to the first or last row", deeds.first, shown="g G"),
+    Action("last", ("G", "end"), "Last", "Go to the last row", deeds.last, hidden=True),
+    Action("zoom", ("z",), "Zoom", "Give the focused panel the whole screen, or back", deeds.zoom),
+    Action("back", ("escape",), "Back", "Back: closes, clears, un-zooms", deeds.back),
+    Action("log_axis", ("l",), "Log axis", "Loss on a logarithmic axis", deeds.log_axis, scope=_L),
+    Action("ema", ("e",), "Smoothing", "Smoothing: EMA 0, .6, .9, .99", deeds.ema, scope=_L),
+    Action("follow", ("f",), "Follow", "Follow the newest step, or hold still", deeds.follow, scope=_L),
+    Action("cursor_left", ("left",), "Cursor", "Cursor with read-out", deeds.cursor(-1), scope=_L,
+           shown="← →"),
+    Action("cursor_right", ("right",), "Cursor right", "Cursor right", deeds.cursor(1), scope=_L,
+           hidden=True),
+    Action("zoom_in", ("<", ","), "Zoom", "Fewer or more steps in the chart", deeds.chart_zoom(0.5),
+           scope=_L, shown="< >"),
+    Action("zoom_out", (">", "."), "Zoom out", "More steps in the chart", deeds.chart_zoom(2.0),
+           scope=_L, hidden=True),
+    Action("palette", (":", "ctrl+p"), "Palette", "Every action, and why one is disabled",
+           deeds.palette),
+    Action("help", ("?",), "Help", "Keys of the focused panel", deeds.show_help, footer=7),
+    Action("mouse", ("m",), "Mouse", "Mouse off, so that the terminal can select; and on again",
+           deeds.mouse),
+    Action("repaint", ("ctrl+l",), "Repaint", "Draw the whole screen again", deeds.repaint),
+    Action("picture", (), "Save a picture", "Save the screen as an SVG file", deeds.picture),
+    Action("theme", (), "Light or dark", "Switch the colours", deeds.theme),
+    Action("quit", ("q", "ctrl+c"), "Detach", "Leave; training goes on", deeds.detach, footer=8,
+           shown="q"),
+)  # fmt: skip
+
+BY_ID = {action.id: action for action in ACTIONS}
+
+
+def for_key(key: str, focus: Panel | None, keys: dict[str, list[Action]]) -> Action | None:
+    """What `key` means with the focus there: the panel's own action first, then the general one,
+    then one that belongs to another panel (which will say so)."""
+    candidates = keys.get(key, [])
+    own = [action for action in candidates if action.scope is not None and action.scope is focus]
+    general = [action for action in candidates if action.scope is None]
+    return next(iter(own or general or candidates), None)
+
+
+def by_key(rebound: dict[str, str]) -> tuple[dict[str, list[Action]], list[str]]:
+    """Actions by key, with the person's own keys (`id = "key key"`), and what is wrong in them."""
+    problems = [f"[screen.keys] {name}: no such action" for name in rebound if name not in BY_ID]
+    table: dict[str, list[Action]] = {}
+    for action in ACTIONS:
+        keys = tuple(rebound[action.id].split()) if action.id in rebound else action.keys
+        for key in keys:
+            if any(other.scope is action.scope for other in table.get(key, [])):
+                problems.append(f"[screen.keys] {action.id}: {key} is taken")
+                continue
+            table.setdefault(key, []).append(action)
+    return table, problems
+
+
+def footer_actions(focus: Panel | None) -> list[Action]:
+    """What the footer offers, most wanted first."""
+    shown = [action for action in ACTIONS if action.footer]
+    return sorted(shown, key=lambda action: action.footer)
+
+
+def help_actions(focus: Panel | None) -> list[Action]:
+    """Keys for the help page: those of the focused panel first, then the general ones."""
+    keyed = [action for action in ACTIONS if action.keys and not action.hidden]
+    own = [action for action in keyed if action.scope is not None and action.scope is focus]
+    return own + [action for action in keyed if action.scope is None]
+
+
+def markdown() -> str:
+    """The README's key table."""
+    lines = ["| key | act | |", "|---|---|---|"]
+    for action in ACTIONS:
+        if not action.keys or action.hidden:
+            continue
+        where = f" (in {action.scope.value})" if action.scope else ""
+        keys = action.keys_shown.replace("|", "\\|")
+        lines.append(f"| `{keys}` | {action.help}{where} | {action.guard} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

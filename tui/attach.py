@@ -1,0 +1,93 @@
+"""Starting the screen on a real terminal: colours, settings, what was seen last; and leaving it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from trainer_tui.safety import config as settings
+from trainer_tui.safety import durable
+from trainer_tui.safety.errors import ConfigProblem
+from trainer_tui.safety.workspace import Workspace
+from trainer_tui.tui import glyphs, terminal
+from trainer_tui.tui.view import Lost, View
+
+LEFT = "detached; training goes on. trainer-tui comes back to it."
+SEEN_FILE = "screen.json"
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What the screen remembers between visits."""
+
+    last_event_id: int | None = None
+
+
+def attach(workspace_root: Path, *, read_only: bool, socket: Path) -> int:
+    """Run the screen on this terminal. 0 when the person left, 1 when the screen failed."""
+    workspace = Workspace(workspace_root)
+    answer = terminal.ask_background()  # the terminal answers while the imports run
+    from trainer_tui.tui.control import TrainerApp
+    from trainer_tui.tui.remote import Remote
+
+    screen, problem = _screen_settings(workspace)
+    app = TrainerApp(
+        Remote(socket),
+        palette=terminal.palette(screen.theme, answer.wait(), os.environ),
+        glyphs=glyphs.choose(encoding=sys.stdout.encoding or "ascii"),
+        keys=screen.keys,
+        read_only=read_only or screen.read_only,
+        seen=_read_seen(workspace),
+        pictures_folder=Path.cwd(),
+    )
+    if problem:
+        app.first_words = problem
+    app.run()
+    if app.return_code:
+        return app.return_code
+    if not app.read_only:
+        _write_seen(workspace, app.view)
+    print(leaving_words(app.view))
+    return 0
+
+
+def leaving_words(view: View) -> str:
+    """The exit line: what goes on without the screen."""
+    if isinstance(view.link, Lost) or view.status is None:
+        return "detached; the daemon did not answer. trainer-tui doctor looks for the reason."
+    training = view.training
+    match training.state:
+        case "training" | "evaluating" | "saving" | "starting":
+            at = f" (step {training.global_step})" if training.global_step else ""
+            return f"detached; training goes on{at}. trainer-tui comes back to it."
+        case state:
+            return (
+                f"detached; the daemon goes on, training is {state}. trainer-tui comes back to it."
+            )
+
+
+def _screen_settings(workspace: Workspace) -> tuple[settings.Screen, str]:
+    """The [screen] section; the defaults and a sentence when the file cannot be used."""
+    try:
+        return settings.load(workspace.config_file).screen, ""
+    except ConfigProblem as problem:
+        return settings.Screen(), problem.message
+
+
+def _read_seen(workspace: Workspace) -> int | None:
+    try:
+        content = (workspace.state / SEEN_FILE).read_bytes()
+        return msgspec.json.decode(content, type=Seen).last_event_id
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _write_seen(workspace: Workspace, view: View) -> None:
+    newest = max((event.id for event in view.said), default=None)
+    if newest is None:
+        return
+    with contextlib.suppress(OSError):  # a memory of the last visit is worth no failure
+        durable.replace_view(workspace.state / SEEN_FILE, msgspec.json.encode(Seen(newest)))

@@ -1,0 +1,136 @@
+"""Questions: confirm with `y`, choose by a letter, answer in a line; and pages to read.
+
+Invariant: nothing here is confirmed by enter or by the key that opened it, and pasted text is an
+event of its own that no dialog but the prompt takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from trainer_tui.safety.text import printable
+from trainer_tui.tui.ink import style_of
+
+Option = tuple[str, str, str, str | None]  # key, name, what it does, why not
+
+
+class Question(ModalScreen[str | None]):
+    """A titled box in the middle; `keys` are the answers, escape is None."""
+
+    def __init__(self, title: str, body: Text, keys: Sequence[str]) -> None:
+        super().__init__()
+        self._title = title
+        self._body = body
+        self._answers = frozenset(keys)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog") as box:
+            box.border_title = self._title
+            yield Static(self._body)
+
+    def on_key(self, event: events.Key) -> None:
+        event.stop()
+        if event.key in ("escape", "q"):
+            self.dismiss(None)
+        elif event.character is not None and event.character in self._answers:
+            self.dismiss(event.character)
+
+
+class Prompt(ModalScreen[str | None]):
+    """One line of text; enter takes it (nothing is lost by it), escape is None."""
+
+    def __init__(self, title: str, question: str) -> None:
+        super().__init__()
+        self._title = title
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog") as box:
+            box.border_title = self._title
+            yield Static(Text(self._question))
+            yield Input(max_length=200)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value.strip())
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key == "escape":
+            event.stop()
+            self.dismiss(None)
+
+
+class Page(ModalScreen[None]):
+    """Something to read; most keys close it."""
+
+    def __init__(self, title: str, body: Text) -> None:
+        super().__init__()
+        self._title = title
+        self._body = body
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(classes="dialog page") as box:
+            box.border_title = self._title
+            yield Static(self._body)
+
+    def on_key(self, event: events.Key) -> None:
+        scroll = self.query_one(VerticalScroll)
+        event.stop()
+        match event.key:
+            case "j" | "down":
+                scroll.scroll_down(animate=False)
+            case "k" | "up":
+                scroll.scroll_up(animate=False)
+            case "pagedown" | "space":
+                scroll.scroll_page_down(animate=False)
+            case "pageup":
+                scroll.scroll_page_up(animate=False)
+            case "escape" | "q" | "enter" | "question_mark" | "D":
+                self.dismiss(None)
+            case _:
+                pass
+
+
+def confirmation(title: str, lines: Sequence[str], palette: str) -> Question:
+    """`y` does it; everything else does not."""
+    body = Text("\n".join(printable(line) for line in lines) + "\n\n")
+    body.append("y", style_of("key", palette)).append(" do it    ")
+    body.append("esc", style_of("key", palette)).append(" leave it as it is")
+    return Question(title, body, ["y"])
+
+
+def choice(title: str, options: Sequence[Option], below: str, palette: str) -> Question:
+    """One letter per option; an option with a reason cannot be taken."""
+    body = Text()
+    for key, name, words, why_not in options:
+        role = "faint" if why_not else "key"
+        body.append(f"{key}  ", style_of(role, palette))
+        body.append(f"{name:<24}", style_of("faint" if why_not else "strong", palette))
+        body.append(f"\n   {why_not or words}\n", style_of("dim", palette))
+    for line in below.strip().splitlines():
+        body.append(f"\n{printable(line)}", style_of("dim", palette))
+    body.append("\n\nesc", style_of("key", palette)).append(" leave it as it is")
+    return Question(title, body, [key for key, _, _, why_not in options if not why_not])
+
+
+def key_page(title: str, rows: Sequence[tuple[str, str, str]], about: str, palette: str) -> Page:
+    """Help: (keys, what they do, why not now)."""
+    body = Text()
+    if about:
+        body.append(f"{about}\n\n", style_of("dim", palette))
+    for keys, words, why_not in rows:
+        body.append(f"{keys:>12}  ", style_of("faint" if why_not else "key", palette))
+        body.append(words, style_of("faint" if why_not else "", palette))
+        body.append(f"  ({why_not})\n" if why_not else "\n", style_of("dim", palette))
+    body.append("\nesc closes, j k scroll", style_of("dim", palette))
+    return Page(title, body)
+
+
+def text_page(title: str, lines: Sequence[str]) -> Page:
+    return Page(title, Text("\n".join(lines)))

@@ -1,0 +1,130 @@
+"""What happened: newest first, and on attach what happened meanwhile, worst first."""
+
+from __future__ import annotations
+
+from trainer_tui.safety.text import printable
+from trainer_tui.tui import figures
+from trainer_tui.tui.glyphs import Glyphs
+from trainer_tui.tui.ink import Line, Row, cut, fit, over
+from trainer_tui.tui.panels.base import ListPanel
+from trainer_tui.tui.view import Panel, Said, View
+
+FRAME_ROWS = 6  # from here on the panel has a frame
+
+
+def sign(event: Said, glyphs: Glyphs) -> tuple[str, str]:
+    if event.level == "error":
+        return glyphs.cross, "bad"
+    if event.level == "warning":
+        return glyphs.warn, "warn"
+    good = event.topic in ("checkpoint", "version", "job", "validation", "done", "committed")
+    return (glyphs.check, "good") if good else (glyphs.note, "dim")
+
+
+def event_line(event: Said, glyphs: Glyphs) -> Line:
+    mark, role = sign(event, glyphs)
+    loud = {"error": "bad", "warning": "warn"}.get(event.level, "")
+    line = Line().add(f" {figures.clock(event.at)} ", "dim").add(f"{mark} ", role)
+    return line.add(printable(event.text), loud)
+
+
+def compact(events: list[Said], width: int, height: int, glyphs: Glyphs) -> list[Row]:
+    """Without a frame; two short events share a row."""
+    rows: list[Row] = []
+    half = width // 2
+    index = 0
+    while index < len(events) and len(rows) < height:
+        line = event_line(events[index], glyphs)
+        index += 1
+        if line.width < half - 1 and index < len(events):
+            beside = event_line(events[index], glyphs)
+            if beside.width <= width - half:
+                line.to(half)
+                line.spans += beside.spans
+                line.width += beside.width
+                index += 1
+        rows.append(cut(tuple(line.spans), width))
+    return rows
+
+
+def away_rows(view: View, width: int, glyphs: Glyphs) -> list[Row]:
+    """One row that sums up what was missed, with the worst of it; empty when nothing was."""
+    if not view.away:
+        return []
+    worst = view.away[0]
+    counts = [
+        (sum(e.level == "error" for e in view.away), "error", "bad"),
+        (sum(e.level == "warning" for e in view.away), "warning", "warn"),
+    ]
+    line = Line().add(" while you were away ", "title")
+    line.add(f"{len(view.away)} events", "dim")
+    for number, name, role in counts:
+        if number:
+            line.add(f", {number} {name}{'s' if number > 1 else ''}", role)
+    line.add(f": {printable(worst.text)}", {"error": "bad", "warning": "warn"}.get(worst.level, ""))
+    return [over(cut(tuple(line.spans), width), "select")]
+
+
+def matching(view: View, wanted: str) -> list[Said]:
+    if not wanted:
+        return list(view.said)
+    words = wanted.lower().split()
+    return [
+        e for e in view.said if all(w in f"{e.level} {e.topic} {e.text}".lower() for w in words)
+    ]
+
+
+class EventsPanel(ListPanel):
+    number = 4
+    title_text = "Events"
+
+    def __init__(self) -> None:
+        super().__init__(id=Panel.EVENTS.value)
+
+    @property
+    def events(self) -> list[Said]:
+        return matching(self.screen_app.view, self._filter)
+
+    def keys(self) -> list[object]:
+        return [event.id for event in self.events]
+
+    def corner(self, width: int) -> Line | None:
+        if self._filter:
+            return Line().add(f"find {printable(self._filter, 20)}: {len(self.events)}", "warn")
+        bad = sum(event.level == "error" for event in self.screen_app.view.said)
+        return Line().add(f"{bad} errors", "bad") if bad else None
+
+    def draw(self, width: int, height: int) -> list[Row]:
+        view = self.screen_app.view
+        if height >= FRAME_ROWS:
+            return super().draw(width, height)
+        away = away_rows(view, width, self.glyphs)[: height - 1]
+        rows = away + compact(self.events, width, height - len(away), self.glyphs)
+        if not rows:
+            rows = [Line().add(" nothing has happened yet", "dim").row(width)]
+        if self.has_focus and rows:
+            rows[0] = over(rows[0], "select")
+        return rows
+
+    def inner(self, width: int, height: int) -> list[Row]:
+        events = self.events
+        self._settle(self.keys())
+        away = away_rows(self.screen_app.view, width, self.glyphs)
+        rows = list(away)
+        for index in self.window(len(events), height - len(away)):
+            row = cut(tuple(event_line(events[index], self.glyphs).spans), width)
+            if index == self._index and self.has_focus:
+                row = over(row, "select")
+            rows.append(row)
+        if not events:
+            rows.append(Line().add(" nothing has happened yet", "dim").row(width))
+        return rows
+
+    @property
+    def event(self) -> Said | None:
+        key = self.selected
+        return next((event for event in self.events if event.id == key), None)
+
+    def copy_text(self) -> str:
+        event = self.event
+        return f"{event.at} {event.level} {event.text}" if event else ""

@@ -1,0 +1,227 @@
+"""All there is about the selection: a job with its report, a version's card, an event's evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer_tui.safety.text import printable
+from trainer_tui.tui import figures
+from trainer_tui.tui.glyphs import Glyphs, bar, sparkline
+from trainer_tui.tui.ink import Line, Row
+from trainer_tui.tui.panels.base import FramedPanel
+from trainer_tui.tui.view import Job, Panel, Said, Version
+
+NAME_CELLS = 11
+
+
+def fact(name: str, value: str, role: str = "") -> Line:
+    return Line().add(f" {name:<{NAME_CELLS}}", "dim").add(value, role)
+
+
+def wrapped(text: str, width: int, role: str = "", indent: str = " ") -> list[Line]:
+    """`text` in lines of at most `width` cells, broken at blanks."""
+    lines: list[Line] = []
+    for paragraph in text.splitlines() or [""]:
+        current = indent
+        for word in printable(paragraph).split():
+            if len(current) + len(word) + 1 > width and current.strip():
+                lines.append(Line().add(current, role))
+                current = indent
+            current += (" " if current.strip() else "") + word
+        lines.append(Line().add(current, role))
+    return lines
+
+
+def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Glyphs) -> list[Line]:
+    lines = [Line().add(f" #{job.id} ", "dim").add(printable(job.name, width - 8), "strong")]
+    place = f", place {job.place}" if job.place else ""
+    lines.append(fact("state", f"{job.state}{place}, {job.priority}{', held' if job.held else ''}"))
+    if job.state == "processing":
+        filled, rest = bar(job.fraction, max(6, min(30, width - 22)), glyphs)
+        share = figures.percent(job.fraction, 1.0)
+        lines.append(fact("progress", filled, "bar").add(rest, "off").add(f" {share}"))
+    if job.why_waiting and job.state == "waiting":
+        lines += wrapped(f"waits: {job.why_waiting}", width, "warn" if job.held else "")
+    if job.error:
+        lines += wrapped(job.error.message or "failed", width, "bad")
+        if job.error.hint:
+            lines += wrapped(f"{job.error.hint}", width, "dim")
+        lines.append(Line().add(" r ", "key").add("retries it", "dim"))
+    lines.append(fact("verdict", f"{job.verdict}: {printable(job.summary or '', width)}",
+                      {"ok": "good", "warn": "warn", "block": "bad"}.get(job.verdict, "")))  # fmt: skip
+    rejects = f", {job.rejected_rows} rejected" if job.rejected_rows else ""
+    lines.append(fact("rows", f"{figures.count(job.rows)}{rejects}"))
+    supervised = figures.short_count(job.supervised_tokens)
+    lines.append(fact("tokens", f"{figures.short_count(job.tokens)}, {supervised} supervised"))
+    lines.append(fact("size", f"{figures.size(job.bytes)}, {figures.count(job.steps)} steps"))
+    if job.eta_s and len(job.eta_s) > 1 and job.state in ("processing", "waiting"):
+        start = "now" if not job.eta_s[0] else f"in {figures.duration(job.eta_s[0])}"
+        lines.append(fact("plan", f"starts {start}, done in {figures.duration(job.eta_s[1])}"))
+    if job.attempts:
+        lines.append(fact("attempts", str(job.attempts), "warn" if job.attempts > 1 else ""))
+    if job.val_before is not None or job.val_after is not None:
+        lines.append(
+            fact("val", f"{figures.loss(job.val_before)} → {figures.loss(job.val_after)}", "val")
+        )
+    lines.append(fact("added", figures.day(job.added_at)))
+    if job.finished_at:
+        lines.append(
+            fact("finished", f"{figures.day(job.finished_at)}, {figures.duration(job.seconds)}")
+        )
+    return lines + report_lines(report, width, glyphs)
+
+
+def report_lines(report: Mapping[str, Any] | None, width: int, glyphs: Glyphs) -> list[Line]:
+    """The data report: what was found, how long the rows are, some of them as they are trained."""
+    if not report:
+        return []
+    lines = [Line(), Line().add(" Data report", "title")]
+    for finding in _list(report, "findings") + _list(report, "reasons"):
+        if isinstance(finding, Mapping):
+            level = str(finding.get("level") or finding.get("verdict") or "")
+            text = str(finding.get("text") or finding.get("message") or finding.get("reason") or "")
+        else:
+            level, text = "", str(finding)
+        role = {"block": "bad", "error": "bad", "warn": "warn", "warning": "warn"}.get(level, "")
+        lines += wrapped(f"{glyphs.note} {text}", width, role)
+    histogram = report.get("histogram") or report.get("lengths") or report.get("length_histogram")
+    counts = _numbers(histogram)
+    if counts:
+        lines.append(
+            fact("lengths", sparkline(counts, max(4, width - NAME_CELLS - 2), glyphs), "train")
+        )
+    for row in (_list(report, "examples") + _list(report, "samples"))[:5]:
+        lines.append(Line())
+        lines += _example(row, width)
+    return lines
+
+
+def _list(report: Mapping[str, Any], key: str) -> list[Any]:
+    found = report.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _numbers(found: object) -> list[float]:
+    if isinstance(found, Mapping):
+        found = found.get("counts") or found.get("values") or list(found.values())
+    if not isinstance(found, list):
+        return []
+    out: list[float] = []
+    for item in found:
+        if isinstance(item, Mapping):
+            item = item.get("count") or item.get("rows") or 0
+        elif isinstance(item, list) and item:
+            item = item[-1]
+        if isinstance(item, int | float):
+            out.append(float(item))
+    return out
+
+
+def _example(row: object, width: int) -> list[Line]:
+    """A row as it is trained: the tokens that the loss counts are lit."""
+    spans = row.get("spans") if isinstance(row, Mapping) else row
+    if not isinstance(spans, list):
+        text = row.get("text") if isinstance(row, Mapping) else str(row)
+        return wrapped(str(text), width, "dim")[:4]
+    line, lines = Line().add(" "), []
+    for span in spans[:60]:
+        text, trained = _span(span)
+        for word in printable(text).split(" "):
+            if line.width + len(word) + 1 >= width:
+                lines.append(line)
+                line = Line().add(" ")
+            line.add(word + " ", "good" if trained else "dim")
+    return [*lines, line][:5]
+
+
+def _span(span: object) -> tuple[str, bool]:
+    if isinstance(span, Mapping):
+        return str(span.get("text", "")), bool(span.get("trained") or span.get("supervised"))
+    if isinstance(span, list) and len(span) == 2:
+        return str(span[0]), bool(span[1])
+    return str(span), False
+
+
+def version_lines(version: Version, width: int) -> list[Line]:
+    lines = [Line().add(f" v{version.number:03d} ", "strong").add(printable(version.name), "dim")]
+    lines += wrapped(version.description or "no description", width)
+    lines.append(fact("state", version.state, "good" if version.state == "ok" else "bad"))
+    marks = [name for name, on in (("live", version.live), ("pinned", version.pinned),
+                                   ("weights only", version.weights_only)) if on]  # fmt: skip
+    if marks:
+        lines.append(fact("", ", ".join(marks)))
+    lines.append(
+        fact(
+            "made", f"{figures.day(version.created_at)}{' by itself' if version.automatic else ''}"
+        )
+    )
+    lines.append(fact("step", f"{figures.count(version.global_step)}, lineage {version.lineage}"))
+    lines.append(fact("tokens", figures.short_count(version.tokens)))
+    for name, value in (version.validation or {}).items():
+        lines.append(fact(f"val {name}"[:10], figures.loss(value), "val"))
+    lines.append(fact("size", figures.size(version.bytes)))
+    if version.files:
+        lines += [Line(), Line().add(f" Trained files ({len(version.files)})", "title")]
+        for item in version.files[:40]:
+            rows = figures.short_count(item.get("rows"))
+            lines.append(
+                Line()
+                .cell(f"  {printable(str(item.get('name')))}", width - 12)
+                .add(f"{rows:>8} rows"[:11], "dim")
+            )
+    return lines
+
+
+def event_lines(event: Said, width: int) -> list[Line]:
+    role = {"error": "bad", "warning": "warn"}.get(event.level, "")
+    lines = [fact("when", f"{figures.day(event.at)} {figures.clock(event.at)}")]
+    lines += [fact("level", event.level, role), fact("topic", printable(event.topic or "–"))]
+    lines += [Line(), *wrapped(event.text, width, role)]
+    if isinstance(event.data, Mapping) and event.data:
+        lines.append(Line())
+        for name, value in event.data.items():
+            lines += wrapped(f"{name}: {value}", width, "dim")
+    return lines
+
+
+class InspectorPanel(FramedPanel):
+    number = 6
+    title_text = "Inspector"
+
+    def __init__(self) -> None:
+        super().__init__(id=Panel.INSPECTOR.value)
+        self._top = 0
+        self._of: object = None
+
+    def lines(self, width: int) -> list[Line]:
+        subject = self.screen_app.subject()
+        key = (type(subject), getattr(subject, "id", getattr(subject, "number", None)))
+        if key != self._of:
+            self._of, self._top = key, 0
+        match subject:
+            case Job():
+                return job_lines(subject, self.screen_app.report_of(subject.id), width, self.glyphs)
+            case Version():
+                return version_lines(subject, width)
+            case Said():
+                return event_lines(subject, width)
+            case _:
+                return [Line().add(" Nothing is selected.", "dim")]
+
+    def inner(self, width: int, height: int) -> list[Row]:
+        lines = self.lines(width)
+        self._top = max(0, min(self._top, len(lines) - height))
+        return [line.row(width) for line in lines[self._top : self._top + height]]
+
+    def step(self, rows: int) -> None:
+        self._top = max(0, self._top + rows)
+        self.repaint()
+
+    def ends(self, last: bool) -> None:
+        self._top = 10_000 if last else 0
+        self.repaint()
+
+    def copy_text(self) -> str:
+        lines = self.lines(200)
+        return "\n".join("".join(text for text, _ in line.spans).strip() for line in lines)

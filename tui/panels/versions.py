@@ -1,0 +1,99 @@
+"""Numbered milestones: what each weighs in validation loss, which one is live, which is pinned."""
+
+from __future__ import annotations
+
+from trainer_tui.safety.text import printable
+from trainer_tui.tui import figures
+from trainer_tui.tui.glyphs import Glyphs
+from trainer_tui.tui.ink import Line, Row, cut, over
+from trainer_tui.tui.panels.base import ListPanel
+from trainer_tui.tui.view import Panel, Version, View
+
+
+def age_of(version: Version, view: View) -> str:
+    made = figures.parse_time(version.created_at)
+    now = figures.parse_time(view.status.now if view.status else None)
+    return figures.coarse((now - made).total_seconds()) if made and now else figures.UNKNOWN
+
+
+def mark(version: Version, glyphs: Glyphs) -> tuple[str, str]:
+    if version.state != "ok":
+        return glyphs.cross, "bad"
+    if version.live:
+        return glyphs.play, "good"
+    return (glyphs.pin, "mark") if version.pinned else (" ", "")
+
+
+def best_of(versions: tuple[Version, ...]) -> int | None:
+    """The number of the version with the lowest validation loss."""
+    measured = [(v.loss, v.number) for v in versions if v.loss is not None and v.state == "ok"]
+    return min(measured)[1] if measured else None
+
+
+def version_row(version: Version, view: View, width: int, glyphs: Glyphs, best: int | None) -> Row:
+    sign, role = mark(version, glyphs)
+    line = Line().add(" ").add(sign, role).add(f" v{version.number:03d} ", "strong")
+    line.cell(figures.loss(version.loss), 7, "val", right=True)
+    line.add(f" {glyphs.star}" if version.number == best else "  ", "warn")
+    line.cell(age_of(version, view), 4, "dim", right=True).add("  ")
+    if width >= 64:
+        line.cell(f"step {figures.count(version.global_step)}", 14, "dim").add(" ")
+    words = version.description or ("automatic" if version.automatic else version.name)
+    trouble = "" if version.state == "ok" else f"{version.state.upper()}: "
+    line.add(trouble, "bad").add(printable(words or ""), "dim" if version.automatic else "")
+    if version.weights_only:
+        line.add(" (weights only)", "dim")
+    return cut(tuple(line.spans), width)
+
+
+class VersionsPanel(ListPanel):
+    number = 3
+    title_text = "Versions"
+
+    def __init__(self) -> None:
+        super().__init__(id=Panel.VERSIONS.value)
+
+    @property
+    def versions(self) -> list[Version]:
+        words = self._filter.lower().split()
+        return [
+            version
+            for version in self.screen_app.view.versions
+            if all(
+                w in f"v{version.number:03d} {version.description} {version.name}".lower()
+                for w in words
+            )
+        ]
+
+    def keys(self) -> list[object]:
+        return [version.number for version in self.versions]
+
+    @property
+    def version(self) -> Version | None:
+        key = self.selected
+        return self.screen_app.view.version(key) if isinstance(key, int) else None
+
+    def corner(self, width: int) -> Line | None:
+        if width < 44 or self.screen_app.read_only:
+            return None
+        return Line().add("R", "key").add(" roll back  ", "dim").add("D", "key").add(" diff", "dim")
+
+    def inner(self, width: int, height: int) -> list[Row]:
+        view, versions = self.screen_app.view, self.versions
+        if not versions:
+            return [
+                Line().row(width),
+                Line().add("  No version yet.", "strong").row(width),
+                Line().add("  C makes one of the newest checkpoint.", "dim").row(width),
+            ]
+        self._settle(self.keys())
+        best = best_of(view.versions)
+        rows: list[Row] = []
+        for index in self.window(len(versions), height):
+            row = version_row(versions[index], view, width, self.glyphs, best)
+            rows.append(over(row, "select") if index == self._index else row)
+        return rows
+
+    def copy_text(self) -> str:
+        version = self.version
+        return version.name or f"v{version.number:03d}" if version else ""

@@ -1,0 +1,97 @@
+"""What an action needs to know to say whether it can be done now. Frozen, so that it is testable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer_tui.tui.view import Connecting, Job, Live, Lost, Panel, Version, View
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    view: View = View()
+    focus: Panel | None = Panel.QUEUE
+    job: Job | None = None
+    version: Version | None = None
+    read_only: bool = False
+    zoomed: bool = False
+
+
+def may_change(at: Situation) -> str | None:
+    """Why nothing at all can be changed now; None when it can."""
+    if at.read_only:
+        return "this screen is read-only"
+    match at.view.link:
+        case Live():
+            return None
+        case Connecting():
+            return "not connected yet"
+        case Lost():
+            return "the daemon does not answer"
+
+
+def waiting_job(at: Situation) -> str | None:
+    """Why the selected job cannot be moved or weighed."""
+    if at.job is None:
+        return "no job is selected"
+    if at.job.state == "processing":
+        return f"#{at.job.id} is being trained"
+    return (
+        None if at.job.state == "waiting" else f"#{at.job.id} does not wait, it is {at.job.state}"
+    )
+
+
+def any_job(at: Situation) -> str | None:
+    return None if at.job is not None else "no job is selected"
+
+
+def removable(at: Situation) -> str | None:
+    if at.job is None:
+        return "no job is selected"
+    return (
+        f"#{at.job.id} is being trained: skip it first (s)"
+        if at.job.state == "processing"
+        else None
+    )
+
+
+def retriable(at: Situation) -> str | None:
+    if at.job is None:
+        return "no job is selected"
+    blocked = at.job.state == "waiting" and at.job.verdict == "block"
+    if at.job.state == "failed" or blocked:
+        return None
+    return f"#{at.job.id} neither failed nor is blocked"
+
+
+def has_version(at: Situation) -> str | None:
+    return None if at.version is not None else "there is no version yet"
+
+
+def pausable(at: Situation) -> str | None:
+    if at.view.training.state in ("stopping", "starting"):
+        return f"training is {at.view.training.state}"
+    return None
+
+
+def stoppable(at: Situation) -> str | None:
+    state = at.view.training.state
+    return "training is stopped already: p resumes" if state == "stopped" else None
+
+
+def saveable(at: Situation) -> str | None:
+    return "no step has been trained yet" if not at.view.training.global_step else None
+
+
+def pending_config(at: Situation) -> str | None:
+    status = at.view.status
+    waits = status is not None and bool(status.config.pending)
+    return None if waits else "no config change waits for approval"
+
+
+def halted(at: Situation) -> bool:
+    """Whether `p` resumes."""
+    training = at.view.training
+    if training.intent.training in ("pause", "stopped", "degraded"):
+        return True
+    return training.state in ("paused", "pausing", "stopped", "degraded")

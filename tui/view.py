@@ -1,0 +1,349 @@
+"""What the screen knows, as frozen data: the API's documents and what has been heard since.
+
+Invariant: nothing here is ever changed in place; `reduce` makes the next view from the last.
+Unknown fields of the API are ignored and absent ones are None, so that a screen and a daemon of
+neighbouring versions understand each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON object of the API."""
+
+
+class Daemon(Document):
+    pid: int | None = None
+    version: str = ""
+    started_at: str | None = None
+    uptime_s: float | None = None
+    host: str = ""
+    workspace: str = ""
+    viewers: int | None = None
+
+
+class Intent(Document):
+    training: str = "run"
+    by: str | None = None
+    at: str | None = None
+    why: str | None = None
+
+
+class Current(Document):
+    """The job in hand."""
+
+    id: int
+    name: str = ""
+    step: int | None = None
+    steps: int | None = None
+    fraction: float | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+
+
+class Training(Document):
+    state: str = "starting"
+    reason: str | None = None
+    intent: Intent = Intent()
+    phase: str | None = None
+    phase_age_s: float | None = None
+    trainer_pid: int | None = None
+    restarts: int | None = None
+    global_step: int | None = None
+    lineage: int | None = None
+    epoch: float | None = None
+    checkpoint: str | None = None
+    job: Current | None = None
+    loss: float | None = None
+    loss_ema: float | None = None
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    supervised_tokens_per_s: float | None = None
+    step_s: float | None = None
+    mfu: float | None = None
+    tokens_seen: float | None = None
+    supervised_tokens_seen: float | None = None
+    eta_job_s: float | None = None
+    eta_queue_s: list[float | None] | None = None
+    last_sample_at: str | None = None
+    last_sample_age_s: float | None = None
+    unsaved_steps: int | None = None
+
+
+class Model(Document):
+    name: str | None = None
+    parameters: float | None = None
+    device: str | None = None
+    precision: str | None = None
+    attention: str | None = None
+    latest_version: int | None = None
+
+
+class QueueCounts(Document):
+    waiting: int = 0
+    high: int = 0
+    normal: int = 0
+    low: int = 0
+    processing: int = 0
+    recently_completed: int = 0
+    failed: int = 0
+
+
+class Gpu(Document):
+    index: int = 0
+    name: str = "GPU"
+    utilisation_percent: float | None = None
+    memory_used_bytes: float | None = None
+    memory_total_bytes: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+
+
+class Machine(Document):
+    gpus: list[Gpu] = []
+    gpu_problem: str | None = None
+    cores: int | None = None
+    load_percent: float | None = None
+    memory_used_bytes: float | None = None
+    memory_total_bytes: float | None = None
+    swap_used_bytes: float | None = None
+    disk_used_bytes: float | None = None
+    disk_free_bytes: float | None = None
+    disk_total_bytes: float | None = None
+
+
+class ConfigState(Document):
+    hash: str | None = None
+    problem: Any = None
+    pending: list[Any] = []
+
+
+class Status(Document):
+    """`GET /v1/status`."""
+
+    revision: int = 0
+    now: str | None = None
+    last_event_id: int | None = None
+    daemon: Daemon = Daemon()
+    training: Training = Training()
+    model: Model | None = None
+    queue: QueueCounts = QueueCounts()
+    machine: Machine | None = None
+    config: ConfigState = ConfigState()
+
+
+class Trouble(Document):
+    """Why a job failed."""
+
+    class_: str | None = msgspec.field(default=None, name="class")
+    message: str | None = None
+    hint: str | None = None
+
+
+class Job(Document):
+    id: int
+    name: str = ""
+    state: str = "waiting"
+    priority: str = "normal"
+    place: int | None = None
+    rows: int | None = None
+    rejected_rows: int | None = None
+    bytes: float | None = None
+    tokens: float | None = None
+    supervised_tokens: float | None = None
+    steps: int | None = None
+    verdict: str = "unchecked"
+    summary: str | None = None
+    attempts: int = 0
+    held: bool = False
+    not_before: str | None = None
+    added_at: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    seconds: float | None = None
+    fraction: float | None = None
+    eta_s: list[float | None] | None = None
+    why_waiting: str | None = None
+    error: Trouble | None = None
+    val_before: float | None = None
+    val_after: float | None = None
+
+
+class Jobs(Document):
+    revision: int = 0
+    jobs: list[Job] = []
+    total: int = 0
+
+
+class Version(Document):
+    number: int
+    name: str = ""
+    description: str | None = None
+    created_at: str | None = None
+    automatic: bool = False
+    global_step: int | None = None
+    lineage: int | None = None
+    parent: int | str | None = None
+    tokens: float | None = None
+    files: list[dict[str, Any]] | None = None
+    validation: dict[str, float | None] | None = None
+    bytes: float | None = None
+    pinned: bool = False
+    weights_only: bool = False
+    live: bool = False
+    state: str = "ok"
+
+    @property
+    def loss(self) -> float | None:
+        """Validation loss on the fixed set, else on whichever set was measured."""
+        measured = self.validation or {}
+        fixed = measured.get("fixed")
+        return fixed if fixed is not None else next(iter(measured.values()), None)
+
+
+class Versions(Document):
+    versions: list[Version] = []
+    latest: int | None = None
+    current_lineage: int | None = None
+
+
+class Said(Document):
+    """One line of what happened."""
+
+    id: int = 0
+    at: str | None = None
+    level: str = "info"
+    topic: str | None = None
+    text: str = ""
+    data: Any = None
+
+
+class History(Document):
+    events: list[Said] = []
+
+
+class Point(Document):
+    """A bucket of one series: one step, or several drawn as one."""
+
+    step: float
+    mean: float | None = None
+    min: float | None = None
+    max: float | None = None
+    at: str | None = None
+
+
+class Metrics(Document):
+    series: dict[str, list[Point]] = {}
+    from_step: float | None = None
+    to_step: float | None = None
+
+
+class Step(Document):
+    """A `step` event."""
+
+    step: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    supervised_tokens_per_s: float | None = None
+    at: str | None = None
+
+
+class Evaluated(Document):
+    step: int
+    series: str = "val_loss"
+    loss: float | None = None
+    rows: int | None = None
+    whole: bool | None = None
+    at: str | None = None
+
+
+class JobsChanged(Document):
+    revision: int = 0
+    changed: list[Job] = []
+    removed: list[int] = []
+
+
+class Panel(Enum):
+    """What can be touched by news; the values are the CSS ids of the panels."""
+
+    HEADER = "header"
+    METERS = "meters"
+    LOSS = "loss"
+    QUEUE = "queue"
+    VERSIONS = "versions"
+    EVENTS = "events"
+    MACHINE = "machine"
+    INSPECTOR = "inspector"
+    STATUS = "statusline"
+
+
+ALL_PANELS = frozenset(Panel)
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """Nothing has been heard yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The event stream is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The daemon does not answer; what is shown is old."""
+
+    since_s: float  # monotonic
+    attempts: int
+    why: str
+
+
+Link = Connecting | Live | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything the panels draw from.
+
+    `jobs` is in the API's order. `said` is newest first. `heard_at_s` is the monotonic time of
+    the last news; `sample_at_s` that of the last training sample.
+    """
+
+    link: Link = Connecting()
+    status: Status | None = None
+    jobs: tuple[Job, ...] = ()
+    jobs_total: int = 0
+    versions: tuple[Version, ...] = ()
+    said: tuple[Said, ...] = ()
+    away: tuple[Said, ...] = ()  # what happened since the last visit, worst first
+    curves: dict[str, tuple[Point, ...]] = field(default_factory=dict)
+    machine_past: tuple[Machine, ...] = ()
+    heard_at_s: float = 0.0
+    sample_at_s: float | None = None
+
+    @property
+    def training(self) -> Training:
+        return self.status.training if self.status else Training()
+
+    @property
+    def waiting(self) -> tuple[Job, ...]:
+        return tuple(job for job in self.jobs if job.state == "waiting")
+
+    def job(self, job_id: int | None) -> Job | None:
+        return next((job for job in self.jobs if job.id == job_id), None)
+
+    def version(self, number: int | None) -> Version | None:
+        return next((item for item in self.versions if item.number == number), None)
