@@ -1,8 +1,8 @@
-"""Causal attention over packed documents as one torch operator, with its work lists.
+"""Causal attention over packed documents as one torch operator: the `triton` backend.
 
-The kernels are in `fast_packed_kernel.py`. Here are the tile sizes, the lists of blocks to run
-(made on the host from document lengths, heaviest first so that the last programs to start are
-short), and the registration that lets `torch.compile` see the operator as one opaque node.
+The kernels are in `fast_packed_kernel.py`, their launches and work lists in
+`fast_packed_launch.py`. Here is the registration that lets `torch.compile` see the operator as
+one opaque node, and transformers' calling convention around it.
 
 Limits: CUDA of compute capability 8.0 or newer, bf16 or fp16, head_dim 16, 32, 64 or 128, no
 soft-cap, no attention dropout. `window` 0 means full attention.
@@ -10,81 +10,17 @@ soft-cap, no attention dropout. `window` 0 means full attention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer_tui.engine import fast_packed_launch as launch
 from trainer_tui.engine.attention import AttentionRefused, Backend, Demand, refuse_unknown
 from trainer_tui.engine.batch import MicroBatch
-
-LOG2_E = 1.4426950408889634
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One kernel's launch shape: rows and columns of its tile, warps, pipeline stages."""
-
-    rows: int  # rows of the tile that stays: tokens * stacked heads, or keys
-    columns: int  # rows of the tile that streams past
-    warps: int
-    stages: int
-    one_loop: bool = True  # mask every block, instead of a second loop for the unmasked ones
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    forward: Tile
-    query_gradient: Tile
-    key_gradient: Tile
-
-
-TILES = Tiles(
-    forward=Tile(rows=128, columns=64, warps=8, stages=3),
-    query_gradient=Tile(rows=128, columns=64, warps=8, stages=2),
-    key_gradient=Tile(rows=64, columns=64, warps=4, stages=2),
-)
-
-
-def stacked_heads(group: int, rows: int) -> int:
-    """Query heads of one key/value head that share a tile: a power of two, 64+ rows left each."""
-    pack = 1
-    while pack < 2 and group % (pack * 2) == 0 and rows // (pack * 2) >= 32:
-        pack *= 2
-    return pack
-
-
-def blocks(lengths: tuple[int, ...], size: int, longest_loop_last: bool) -> np.ndarray:
-    """Work list, int32 [blocks, 3]: where the block, its document and the document's end are.
-
-    Sorted by work: a query block's grows with its distance from the document's start
-    (`longest_loop_last`), a key block's with the distance to its end.
-    """
-    length = np.asarray(lengths, dtype=np.int64)
-    ends = np.cumsum(length)
-    starts = ends - length
-    counts = -(-length // size)
-    document = np.repeat(np.arange(len(length)), counts)
-    first = np.cumsum(counts) - counts
-    offset = (np.arange(counts.sum()) - np.repeat(first, counts)) * size
-    work = offset if longest_loop_last else length[document] - offset
-    order = np.argsort(-work, kind="stable")
-    document, offset = document[order], offset[order]
-    table = np.stack([starts[document] + offset, starts[document], ends[document]], axis=1)
-    return table.astype(np.int32)
-
-
-def _constants(query: Tensor, key: Tensor) -> dict[str, int]:
-    heads, kv_heads = query.shape[1], key.shape[1]
-    return {"GROUP": heads // kv_heads, "D": query.shape[2]}
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for t in tensors for stride in (t.stride(0), t.stride(1))]
+from trainer_tui.engine.fast_packed_launch import TILES, Packed
 
 
 @torch.library.custom_op("trainer_tui::packed_attention", mutates_args=())
@@ -99,22 +35,7 @@ def packed_attention(
     window: int,
 ) -> tuple[Tensor, Tensor]:
     """Output [tokens, heads, head_dim] and base-2 log-sum-exp, float32 [heads, tokens]."""
-    from trainer_tui.engine.fast_packed_kernel import forward_kernel
-
-    tokens, heads, head_dim = query.shape
-    out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
-    lse = torch.empty((heads, tokens), dtype=torch.float32, device=query.device)
-    constants = _constants(query, key)
-    tile = TILES.forward
-    pack = stacked_heads(constants["GROUP"], tile.rows)
-    forward_kernel[(heads // pack, query_work.shape[0])](
-        query, key, value, out, lse, query_work,
-        *_strides(query, key, value), tokens, scale * LOG2_E, window,
-        WINDOWED=window > 0, PACK=pack, HEADS=heads, **constants,
-        M=tile.rows // pack, N=tile.columns, ONE_LOOP=tile.one_loop,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    return out, lse
+    return launch.forward(Packed(query, key, value, scale, window), query_work, TILES.forward)
 
 
 @packed_attention.register_fake
@@ -134,33 +55,12 @@ def packed_attention_backward(
     query_work: Tensor, key_work: Tensor, scale: float, window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value, contiguous."""
-    from trainer_tui.engine.fast_packed_kernel import key_gradient_kernel, query_gradient_kernel
-
-    tokens, heads, head_dim = query.shape
-    kv_heads = key.shape[1]
-    dq = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
-    dk = torch.empty((tokens, kv_heads, head_dim), dtype=key.dtype, device=key.device)
-    dv = torch.empty_like(dk)
-    delta = torch.empty_like(lse)
-    constants = _constants(query, key)
-    tile = TILES.query_gradient
-    pack = stacked_heads(constants["GROUP"], tile.rows)
-    strides = _strides(query, key, value, out_gradient)
-    query_gradient_kernel[(heads // pack, query_work.shape[0])](
-        query, key, value, out, lse, out_gradient, dq, delta, query_work,
-        *strides, tokens, scale * LOG2_E, scale, window,
-        WINDOWED=window > 0, PACK=pack, HEADS=heads, **constants,
-        M=tile.rows // pack, N=tile.columns, ONE_LOOP=tile.one_loop,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    tile = TILES.key_gradient
-    key_gradient_kernel[(kv_heads, key_work.shape[0])](
-        query, key, value, lse, out_gradient, delta, dk, dv, key_work,
-        *strides, tokens, scale * LOG2_E, scale, window,
-        WINDOWED=window > 0, KV_HEADS=kv_heads, **constants,
-        M=tile.columns, N=tile.rows, ONE_LOOP=True,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    packed = Packed(query, key, value, scale, window)
+    # In this order: the first also leaves what the second needs.
+    dq, delta = launch.query_gradient(
+        packed, out, lse, out_gradient, query_work, TILES.query_gradient
+    )
+    dk, dv = launch.key_gradient(packed, lse, delta, out_gradient, key_work, TILES.key_gradient)
     return dq, dk, dv
 
 
@@ -231,18 +131,16 @@ def arguments(batch: MicroBatch, demand: Demand) -> dict[str, Any]:
 
     @cache
     def work(rows: int, for_queries: bool) -> Tensor:
-        host = torch.from_numpy(blocks(batch.lengths, rows, for_queries))
+        host = torch.from_numpy(launch.blocks(batch.lengths, rows, for_queries))
         if device.type != "cuda":
             return host.to(device)
         # Queued, not waited for: the list is small and pinned.
         return host.pin_memory().to(device, non_blocking=True)
 
-    def query_tokens(tile: Tile) -> int:
-        return tile.rows // stacked_heads(demand.group, tile.rows)
-
+    group = demand.group
     return {
-        "query_work": work(query_tokens(TILES.forward), True),
-        "query_gradient_work": work(query_tokens(TILES.query_gradient), True),
+        "query_work": work(TILES.forward.query_tokens(group), True),
+        "query_gradient_work": work(TILES.query_gradient.query_tokens(group), True),
         "key_gradient_work": work(TILES.key_gradient.rows, False),
     }
 

@@ -57,7 +57,7 @@ def _forward_block(
     return out, new_max, row_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "window"])
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, work_ptr,
     stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, tokens, scale, window,
@@ -145,7 +145,7 @@ def _query_gradient_block(
     return tl.dot(score_gradient.to(key.dtype), key, gradient)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "window"])
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, out_gradient_ptr, gradient_ptr, delta_ptr, work_ptr,
     stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, stride_g, stride_gh,
@@ -239,13 +239,13 @@ def _key_gradient_block(
     return key_gradient, value_gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "window"])
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, lse_ptr, out_gradient_ptr, delta_ptr, dk_ptr, dv_ptr, work_ptr,
     stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, stride_g, stride_gh,
     tokens, scale, natural_scale, window,
     WINDOWED: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_LOOP: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, summed over the query heads that share them."""
     kv_head = tl.program_id(0)

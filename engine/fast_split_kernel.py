@@ -20,8 +20,9 @@ def _rounded(x, noise):
     return ((bits + noise) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
-# Not specialised: a kernel per parameter number or size class would be compiled otherwise.
-@triton.jit(do_not_specialize=["count", "number"])
+# The parameter's number must not be a compile-time constant; that its size divides by 16 must be
+# known, or the loads are not wide.
+@triton.jit(do_not_specialize=["number"])
 def _step_kernel(
     weight_ptr, low_ptr, gradient_ptr, mean_ptr, square_ptr, scalars_ptr, step_ptr,
     count, number, lr, decay, beta1, beta2, eps,

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Source this where the package is not installed but torch is: `. benchmarks/device_setup.sh`.
+# It makes `trainer_tui` importable from the checkout and installs wheels found in .whl/.
+rooms=$(mktemp -d)
+mkdir -p "$rooms/trainer_tui"
+for room in engine data safety; do ln -s "$PWD/$room" "$rooms/trainer_tui/$room"; done
+if ls .whl/*.whl >/dev/null 2>&1; then
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+        --target "$rooms" .whl/*.whl
+fi
+export PYTHONPATH="$rooms${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1

@@ -1,0 +1,155 @@
+"""Launching the packed-attention kernels: tile sizes, lists of blocks to run, grids.
+
+A work list names every block of every document, made on the host from the document lengths and
+sorted heaviest first, so that the last programs to start are short. Tile sizes were measured on
+an H200 (docs/speed.md); other values change the speed only.
+
+Invariant: the lists cover every token once, whatever the tile sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One kernel's launch shape."""
+
+    rows: int  # rows of the tile that stays: tokens * stacked heads, or keys
+    columns: int  # rows of the tile that streams past
+    warps: int
+    stages: int
+    one_loop: bool = True  # mask every block, instead of a second loop for the unmasked ones
+    stack: int = 2  # query heads of one key/value head that may share a tile
+
+    def heads_stacked(self, group: int) -> int:
+        """Heads in one tile when `group` query heads share a key/value head: a power of two."""
+        stacked = 1
+        while stacked < self.stack and group % (stacked * 2) == 0 and self.rows // stacked > 32:
+            stacked *= 2
+        return stacked
+
+    def query_tokens(self, group: int) -> int:
+        """Tokens a query tile covers."""
+        return self.rows // self.heads_stacked(group)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    forward: Tile
+    query_gradient: Tile
+    key_gradient: Tile
+
+
+TILES = Tiles(
+    forward=Tile(rows=128, columns=64, warps=8, stages=3),
+    query_gradient=Tile(rows=128, columns=64, warps=8, stages=2),
+    key_gradient=Tile(rows=128, columns=64, warps=8, stages=2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Tensors and constants all three kernels share."""
+
+    query: Tensor  # [tokens, heads, head_dim]
+    key: Tensor  # [tokens, kv_heads, head_dim]
+    value: Tensor
+    scale: float
+    window: int  # 0 for full attention
+
+    @property
+    def group(self) -> int:
+        return self.query.shape[1] // self.key.shape[1]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        tensors = (self.query, self.key, self.value)
+        return tuple(stride for t in tensors for stride in t.stride()[:2])
+
+
+def blocks(lengths: tuple[int, ...], size: int, longest_loop_last: bool) -> np.ndarray:
+    """Work list, int32 [blocks, 3]: where the block, its document and the document's end are.
+
+    Sorted by work: a query block's grows with its distance from the document's start
+    (`longest_loop_last`), a key block's with the distance to its end.
+    """
+    length = np.asarray(lengths, dtype=np.int64)
+    ends = np.cumsum(length)
+    starts = ends - length
+    counts = -(-length // size)
+    document = np.repeat(np.arange(len(length)), counts)
+    first = np.cumsum(counts) - counts
+    offset = (np.arange(counts.sum()) - np.repeat(first, counts)) * size
+    work = offset if longest_loop_last else length[document] - offset
+    order = np.argsort(-work, kind="stable")
+    document, offset = document[order], offset[order]
+    table = np.stack([starts[document] + offset, starts[document], ends[document]], axis=1)
+    return table.astype(np.int32)
+
+
+def forward(packed: Packed, work: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Output [tokens, heads, head_dim] and base-2 log-sum-exp, float32 [heads, tokens]."""
+    from trainer_tui.engine.fast_packed_kernel import forward_kernel
+
+    query = packed.query
+    tokens, heads, head_dim = query.shape
+    out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
+    lse = torch.empty((heads, tokens), dtype=torch.float32, device=query.device)
+    stacked = tile.heads_stacked(packed.group)
+    forward_kernel[(heads // stacked, work.shape[0])](
+        query, packed.key, packed.value, out, lse, work,
+        *packed.strides, tokens, packed.scale * LOG2_E, packed.window,
+        WINDOWED=packed.window > 0, PACK=stacked, GROUP=packed.group, HEADS=heads, D=head_dim,
+        M=tile.rows // stacked, N=tile.columns, ONE_LOOP=tile.one_loop,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return out, lse
+
+
+def query_gradient(
+    packed: Packed, out: Tensor, lse: Tensor, out_gradient: Tensor, work: Tensor, tile: Tile
+) -> tuple[Tensor, Tensor]:
+    """dQ [tokens, heads, head_dim] and rowsum(dO * O), float32 [heads, tokens]."""
+    from trainer_tui.engine.fast_packed_kernel import query_gradient_kernel
+
+    query = packed.query
+    tokens, heads, head_dim = query.shape
+    dq = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
+    delta = torch.empty_like(lse)
+    stacked = tile.heads_stacked(packed.group)
+    query_gradient_kernel[(heads // stacked, work.shape[0])](
+        query, packed.key, packed.value, out, lse, out_gradient, dq, delta, work,
+        *packed.strides, *out_gradient.stride()[:2],
+        tokens, packed.scale * LOG2_E, packed.scale, packed.window,
+        WINDOWED=packed.window > 0, PACK=stacked, GROUP=packed.group, HEADS=heads, D=head_dim,
+        M=tile.rows // stacked, N=tile.columns, ONE_LOOP=tile.one_loop,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return dq, delta
+
+
+def key_gradient(
+    packed: Packed, lse: Tensor, delta: Tensor, out_gradient: Tensor, work: Tensor, tile: Tile
+) -> tuple[Tensor, Tensor]:
+    """dK and dV, each [tokens, kv_heads, head_dim]."""
+    from trainer_tui.engine.fast_packed_kernel import key_gradient_kernel
+
+    tokens, kv_heads, head_dim = packed.key.shape
+    dk = torch.empty((tokens, kv_heads, head_dim), dtype=packed.key.dtype, device=lse.device)
+    dv = torch.empty_like(dk)
+    key_gradient_kernel[(kv_heads, work.shape[0])](
+        packed.query, packed.key, packed.value, lse, out_gradient, delta, dk, dv, work,
+        *packed.strides, *out_gradient.stride()[:2],
+        tokens, packed.scale * LOG2_E, packed.scale, packed.window,
+        WINDOWED=packed.window > 0, GROUP=packed.group, KV_HEADS=kv_heads, D=head_dim,
+        M=tile.columns, N=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return dk, dv
