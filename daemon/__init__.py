@@ -1,1 +1,1 @@
-"""The always-on process: ties the rooms together, serves the API, keeps intent, history and status."""
+"""The always-on process: ties the rooms together, serves the API, keeps intent and history."""

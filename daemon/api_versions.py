@@ -1,0 +1,140 @@
+"""Routes: versions, and the files of one for an inference machine."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import FileResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer_tui.daemon.api_training import Body
+from trainer_tui.daemon.house import House
+from trainer_tui.daemon.http_server import json_response
+from trainer_tui.daemon.revision import check_revision
+
+Number = Annotated[int, Path(ge=0, le=2**31)]
+
+
+class NewVersion(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    description: str = Field("", max_length=500)
+    revision: int | None = None
+
+
+class Restore(Body):
+    """`weights_only`: leave the optimizer out, a way round a damaged optimizer part."""
+
+    weights_only: bool = False
+
+
+def router(house: House) -> APIRouter:
+    routes = APIRouter(prefix="/v1/versions")
+    _add_reading(routes, house)
+    _add_changing(routes, house)
+    return routes
+
+
+def _add_reading(routes: APIRouter, house: House) -> None:
+    keeper = house.keeper
+
+    @routes.get("", summary="Every version, newest first")
+    async def listing() -> Response:
+        return json_response(await keeper.ask(lambda store: store.as_dict()))
+
+    @routes.get("/rollback", summary="Which version a rollback would restore, and what it undoes")
+    async def rollback_target() -> Response:
+        def look(store: Any) -> dict[str, Any]:
+            target = store.rollback_target()
+            since = [file.as_dict() for file in store.files_since(target.number)]
+            return {"version": target.as_dict(), "files_since": since}
+
+        return json_response(await keeper.ask(look))
+
+    @routes.get("/diff/{first}/{second}", summary="What lies between two versions")
+    async def diff(first: Number, second: Number) -> Response:
+        found = await keeper.ask(lambda store: store.diff(first, second))
+        return json_response(found.as_dict())
+
+    @routes.get("/{number}", summary="One version")
+    async def one(number: Number) -> Response:
+        def look(store: Any) -> dict[str, Any]:
+            version = store.get(number)
+            since = []
+            if version.state == "ok":
+                since = [file.as_dict() for file in store.files_since(number)]
+            return {**version.as_dict(), "files_since": since}
+
+        return json_response(await keeper.ask(look))
+
+    @routes.get("/{number}/files/{name:path}", summary="A file of a version; ranges, ETag = hash")
+    async def file(number: Number, name: str, request: Request) -> Response:
+        path, entry = await keeper.ask(lambda store: store.file(number, name))
+        etag = f'"{entry.sha256}"'
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers={"etag": etag})
+        return FileResponse(
+            path,
+            media_type="application/octet-stream",
+            headers={"etag": etag, "x-content-type-options": "nosniff"},
+            filename=FilePath(name).name,
+        )
+
+
+def _add_changing(routes: APIRouter, house: House) -> None:
+    keeper = house.keeper
+
+    @routes.post("", status_code=201, summary="Make a version of the state now")
+    async def create(request: Request, body: NewVersion | None = None) -> Response:
+        wish = body or NewVersion()
+        check_revision(request, wish.revision, house)
+        return json_response(await keeper.create(wish.description), 201)
+
+    @routes.post("/rollback", summary="Restore the version before the current state")
+    async def rollback(request: Request, body: Restore | None = None) -> Response:
+        wish = body or Restore()
+        check_revision(request, wish.revision, house)
+        restored = await keeper.rollback(weights_only=wish.weights_only)
+        return json_response({"restored": restored, "status": house.status()})
+
+    @routes.post("/{number}/restore", summary="Commit a version again as the newest state")
+    async def restore(number: Number, request: Request, body: Restore | None = None) -> Response:
+        wish = body or Restore()
+        check_revision(request, wish.revision, house)
+        restored = await keeper.restore(number, weights_only=wish.weights_only)
+        return json_response({"restored": restored, "status": house.status()})
+
+    @routes.post("/{number}/verify", summary="Hash every file")
+    async def verify(number: Number) -> Response:
+        proof = await keeper.change(
+            lambda store: store.verify(number), f"version {number} was verified"
+        )
+        return json_response({**proof.as_dict(), "state": "ok" if proof.ok else "corrupt"})
+
+    @routes.post("/{number}/pin", summary="Protect it from retention")
+    async def pin(number: Number) -> Response:
+        version = await keeper.change(lambda store: store.pin(number), f"version {number} pinned")
+        return json_response(version.as_dict())
+
+    @routes.post("/{number}/unpin", summary="Let retention have it")
+    async def unpin(number: Number) -> Response:
+        version = await keeper.change(
+            lambda store: store.unpin(number), f"version {number} unpinned"
+        )
+        return json_response(version.as_dict())
+
+    @routes.post("/{number}/undelete", summary="Bring it back from the trash")
+    async def undelete(number: Number) -> Response:
+        version = await keeper.change(
+            lambda store: store.undelete(number), f"version {number} was brought back"
+        )
+        return json_response(version.as_dict())
+
+    @routes.delete("/{number}", summary="Move it to the trash")
+    async def delete(number: Number, request: Request) -> Response:
+        check_revision(request, None, house)
+        trashed = await keeper.change(
+            lambda store: store.delete(number), f"version {number} was moved to the trash"
+        )
+        return json_response({"deleted": number, "trashed": trashed.as_dict()})

@@ -1,0 +1,95 @@
+"""What a person asks of training, with the answer after the effect: pause, resume, stop, skip,
+checkpoint. Each writes the intent first where it changes it.
+"""
+
+from __future__ import annotations
+
+from trainer_tui.daemon import keeper
+from trainer_tui.daemon.desk import Desk
+from trainer_tui.daemon.training import Training
+from trainer_tui.safety.errors import NotFound, Refused
+
+EFFECT_TIMEOUT_S = 900.0
+
+
+async def pause(training: Training, by: str, *, release: bool) -> None:
+    """Training stands still, its steps committed. Raises Refused when it does not in time."""
+    await training.set_intent("pause", by, release=release)
+    changed = await training.until(
+        lambda: (
+            training.intent.training != "pause"
+            or training.trainer is None
+            or (training.present.paused and not release)
+        ),
+        EFFECT_TIMEOUT_S,
+    )
+    if not changed:
+        raise Refused(f"training did not pause within {EFFECT_TIMEOUT_S:.0f} s; it still will")
+
+
+async def resume(training: Training, by: str) -> None:
+    """The intent is `run` and a paused trainer has gone on; a new one may still be starting."""
+    await training.set_intent("run", by)
+    await training.until(
+        lambda: (
+            training.intent.training != "run"
+            or training.trainer is None
+            or not (training.present.paused or training.resuming)
+        ),
+        EFFECT_TIMEOUT_S,
+    )
+
+
+async def stop(training: Training, by: str, *, now: bool) -> None:
+    """`now`: the trainer has finished its step, committed and exited. Otherwise this is promised
+    for the end of the file, and the reply does not wait for it."""
+    file_goes_on = training.in_hand is not None and not training.present.paused
+    if now or not file_goes_on:
+        await training.set_intent("stopped", by)
+        ended = await training.until(
+            lambda: training.trainer is None or training.intent.training != "stopped",
+            EFFECT_TIMEOUT_S,
+        )
+        if not ended:
+            raise Refused(f"the trainer did not end within {EFFECT_TIMEOUT_S:.0f} s; it still will")
+    else:
+        await training.set_intent("stop_after_file", by)
+        await training.until(
+            lambda: training.present.asked == "stop_after_file" or training.trainer is None, 5.0
+        )
+
+
+async def skip(training: Training, desk: Desk, job_id: int | None) -> int:
+    """Set the job in hand aside; what it taught stays. Returns its id.
+
+    Raises:
+        NotFound: no job is being trained, or not this one.
+        Refused: the trainer ended before it had set it aside.
+    """
+    started = [job.id for job in desk.processing]
+    wanted = job_id if job_id is not None else training.in_hand
+    if wanted is None and training.trainer is None and started:
+        wanted = started[0]
+    if wanted is None or wanted not in started:
+        raise NotFound("no such file is being trained" if job_id else "no file is being trained")
+    trainer = training.trainer
+    if trainer is None:
+        await desk.fail(wanted, "skipped", "skipped before it went on", "")
+        return wanted
+    if training.in_hand != wanted:
+        raise Refused(f"#{wanted} is trained and waits for its commit: it cannot be skipped")
+    training.skip(wanted)
+    await training.until(
+        lambda: (
+            wanted not in [job.id for job in desk.processing] or training.trainer is not trainer
+        ),
+        EFFECT_TIMEOUT_S,
+    )
+    if wanted in [job.id for job in desk.processing]:
+        raise Refused(f"#{wanted} was not set aside: the trainer ended first", "try again")
+    return wanted
+
+
+async def checkpoint(training: Training) -> None:
+    """Every step done by now is in a committed checkpoint. Raises Refused."""
+    await keeper.save_now(training, EFFECT_TIMEOUT_S)

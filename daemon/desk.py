@@ -1,0 +1,291 @@
+"""The queue for the rest of the daemon: changes on one thread, answers and events on the loop.
+
+Invariant: what the loop sees (`processing`, `claimable`, `counts`) is the state after the last
+finished change. Everything that changes is told in one `jobs` event, coalesced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from trainer_tui.daemon import job_view
+from trainer_tui.daemon.bus import Bus
+from trainer_tui.daemon.job_view import Context
+from trainer_tui.daemon.settings import Settings
+from trainer_tui.queue.job import Job, JobError
+from trainer_tui.queue.store import Queue
+from trainer_tui.queue.waiting import QuietHours, first_startable, parse_quiet_hours
+from trainer_tui.safety import messages
+from trainer_tui.safety.errors import ConfigProblem, NotFound
+from trainer_tui.safety.manifest import LedgerEntry
+from trainer_tui.safety.workspace import Workspace
+
+T = TypeVar("T")
+log = logging.getLogger("daemon")
+EVENT_EVERY_S = 0.1
+LOOK_EVERY_S = 5.0  # quiet hours and `not_before` pass without any change of ours
+WATCHED_WAITING = 200  # so many of the waiting are told about when only their place changed
+EPOCH = datetime.fromtimestamp(0).astimezone()
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """What a trainer is told about a job."""
+
+    id: int
+    name: str
+    folder: Path
+    file_sha256: str
+    attempts: int
+
+
+class Desk:
+    """`open` blocks and comes first; everything else runs on the event loop."""
+
+    def __init__(self, workspace: Workspace, settings: Settings, bus: Bus) -> None:
+        self._workspace, self._settings, self._bus = workspace, settings, bus
+        self._thread = ThreadPoolExecutor(1, "queue")
+        self._dirty = asyncio.Event()
+        self._touched: set[int] = set()
+        self._told: dict[int, bytes] = {}
+        self._errors: dict[str, JobError | None] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        self.context: Callable[[], Context] = lambda: Context(datetime.now().astimezone())
+        self.processing: tuple[Trainable, ...] = ()
+        self.claimable = False
+        self.counts: dict[str, int] = {}
+        self.waiting_work: list[int | None] = []
+
+    def open(self) -> None:
+        """Read the queue's directories; blocks. What was odd about them is in `findings`."""
+        self._queue = Queue(self._workspace)
+        self.findings = list(self._queue.findings)
+        self._look()
+
+    @property
+    def revision(self) -> int:
+        return self._queue.revision
+
+    @property
+    def queue(self) -> Queue:
+        """For reading in a thread (its lock may be held for a while); changes go through `ask`."""
+        return self._queue
+
+    def quiet(self) -> QuietHours | None:
+        try:
+            return parse_quiet_hours(self._settings.config.intake.quiet_hours)
+        except ConfigProblem:
+            return None  # said when the file was edited
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    # --- changes ---------------------------------------------------------------------------------
+
+    async def ask(self, question: Callable[[Queue], T], *touched: int) -> T:
+        """Run it on the queue's thread; afterwards everyone sees what it changed."""
+        before = self._queue.revision
+        loop = asyncio.get_running_loop()
+
+        def work() -> T:
+            try:
+                return question(self._queue)
+            finally:
+                if self._queue.revision != before:
+                    self._look()
+
+        try:
+            answer = await loop.run_in_executor(self._thread, work)
+        finally:
+            self._touched.update(touched)
+            if self._queue.revision != before:
+                self._changed()
+        if isinstance(answer, Job):
+            self._touched.add(answer.id)
+        return answer
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Other file work that must not run beside a change of the queue."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _changed(self) -> None:
+        self._dirty.set()
+        self.on_change()
+
+    def _look(self) -> None:
+        """On the queue's thread (or before the loop): what the loop decides by."""
+        queue = self._queue
+        processing = tuple(self._trainable(job) for job in queue.processing())
+        waiting = queue.waiting()
+        now = datetime.now().astimezone()
+        claimable = first_startable(waiting, now, self.quiet()) is not None
+        epochs = self._settings.config.epochs
+        self.waiting_work = [job_view.tokens_of(job, epochs) for job in waiting]
+        self.counts = queue.counts()
+        self.processing, self.claimable = processing, claimable
+
+    def _trainable(self, job: Job) -> Trainable:
+        folder = self._queue.path(job)
+        attempts = job.attempts_without_progress
+        return Trainable(job.id, job.name, folder, job.meta.file_sha256, attempts)
+
+    # --- a job's life, as training drives it -----------------------------------------------------
+
+    async def claim_next(self) -> Trainable | None:
+        """The next job that may start, now in `processing/`, its attempt counted."""
+        now, quiet = datetime.now().astimezone(), self.quiet()
+        job = await self.ask(lambda queue: queue.claim_next(now, quiet))
+        return self._trainable(job) if job is not None else None
+
+    async def begin_again(self, job_id: int) -> None:
+        """A job in `processing/` is offered again: another attempt."""
+        await self.ask(lambda queue: queue.begin_attempt(job_id))
+
+    async def end_attempt(self, job_id: int, result: str, error_class: str = "") -> None:
+        await self.ask(lambda queue: queue.end_attempt(job_id, result, error_class))
+
+    async def started(self, message: messages.JobStarted) -> None:
+        """What the trainer found out about the file when it began."""
+        self._touched.add(message.job_id)
+        self._dirty.set()
+
+    async def complete(self, job_id: int, entry: LedgerEntry) -> None:
+        """A committed ledger lists it."""
+        await self.ask(
+            lambda queue: queue.complete(
+                job_id,
+                finished_at=entry.completed_at,
+                seconds=entry.seconds,
+                steps=entry.steps,
+                val_before=entry.val_before,
+                val_after=entry.val_after,
+            )
+        )
+
+    async def fail(
+        self,
+        job_id: int,
+        error_class: str,
+        message: str,
+        hint: str,
+        fraction: float | None = None,
+    ) -> None:
+        """Set a job aside; a skipped one goes on from there when it is retried."""
+        skipped = error_class == "skipped"
+        error = JobError(error_class=error_class, message=message, hint=hint, retryable=True)
+        kept = fraction if skipped else None
+        await self.ask(lambda queue: queue.fail(job_id, error, skipped_fraction=kept))
+
+    # --- views -----------------------------------------------------------------------------------
+
+    def name_of(self, job_id: int) -> str:
+        """Of a job in `processing/`."""
+        return next((job.name for job in self.processing if job.id == job_id), f"#{job_id}")
+
+    async def job(self, job_id: int) -> Job:
+        """As the queue has it now. Raises NotFound."""
+        return await asyncio.to_thread(self._queue.get, job_id)
+
+    def _error_of(self, job: Job) -> JobError | None:
+        """Read once: the error of a failed job does not change while it is failed."""
+        if job.state != "failed":
+            return None
+        key = f"{job.directory}:{job.meta.finished_at}"
+        if key not in self._errors:
+            if len(self._errors) > 10_000:
+                self._errors.clear()
+            self._errors[key] = self._queue.error(job)
+        return self._errors[key]
+
+    async def listing(self, state: str | None, limit: int, offset: int) -> dict[str, Any]:
+        """`GET /v1/jobs`."""
+        context = self.context()
+
+        def read() -> dict[str, Any]:
+            jobs = self._queue.jobs()
+            shown = job_view.views(jobs, context, self._error_of)
+            if state is None:
+                total = len(jobs)
+            else:
+                shown = (view for view in shown if view["state"] == state)
+                total = sum(job.state == state for job in jobs)
+            page = list(itertools.islice(shown, offset, offset + limit))
+            return {"revision": self._queue.revision, "jobs": page, "total": total}
+
+        return await asyncio.to_thread(read)
+
+    async def view(self, job_id: int) -> dict[str, Any]:
+        """One job. Raises NotFound."""
+        found = await asyncio.to_thread(self._views_of, {job_id}, self.context())
+        if job_id not in found:
+            raise NotFound(f"there is no job {job_id}", "trainer-tui queue list")
+        return found[job_id]
+
+    def _views_of(self, wanted: set[int], context: Context) -> dict[int, dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for view in job_view.views(self._queue.jobs(), context, self._error_of):
+            if view["id"] in wanted:
+                found[view["id"]] = view
+                if len(found) == len(wanted):
+                    break
+        return found
+
+    # --- events ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Tell what changed; notice what changes by the clock alone. Ends by cancellation."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._dirty.wait()
+            except TimeoutError:
+                before = self.claimable
+                await self.aside(self._look)
+                if self.claimable != before:
+                    self._changed()
+                continue
+            self._dirty.clear()
+            await self._tell()
+            await asyncio.sleep(EVENT_EVERY_S)
+
+    async def _tell(self) -> None:
+        touched, self._touched = self._touched, set()
+        context = self.context()
+        changed, removed, revision = await asyncio.to_thread(self._differences, touched, context)
+        if changed or removed:
+            self._bus.publish(
+                "jobs", {"revision": revision, "changed": changed, "removed": removed}
+            )
+
+    def _differences(
+        self, touched: set[int], context: Context
+    ) -> tuple[list[dict[str, Any]], list[int], int]:
+        revision = self._queue.revision
+        jobs = self._queue.jobs()
+        there = {job.id for job in jobs}
+        removed = sorted((touched | self._told.keys()) - there)
+        changed = []
+        shown: dict[int, bytes] = {}
+        for index, view in enumerate(job_view.views(jobs, context, self._error_of)):
+            near = index < WATCHED_WAITING
+            if not near and view["id"] not in touched:
+                continue
+            key = msgspec.json.encode({**view, "fraction": None, "eta_s": None})
+            if near:
+                shown[view["id"]] = key
+            if view["id"] in touched or self._told.get(view["id"]) != key:
+                changed.append(view)
+        for job_id in removed:
+            self._told.pop(job_id, None)
+        self._told = shown
+        return changed, removed, revision

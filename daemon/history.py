@@ -1,0 +1,356 @@
+"""`state/history.db`: metrics and events for looking back, on one thread with one connection.
+
+Never consulted for correctness. A database that cannot be used is moved aside, said, and begun
+anew; a full disk costs history, never training. One connection in one process, because SQLite
+before 3.51.3 can corrupt a write-ahead log that several use.
+
+Points are kept as they came and, beside that, summed into buckets of 16, 256, 4096 and 65536
+steps, so that a million points are drawn from a few thousand rows.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from trainer_tui.safety import clock
+
+T = TypeVar("T")
+BUCKET_STEPS = (16, 256, 4096, 65536)
+COMMIT_EVERY_S = 1.0
+BACKLOG = 20_000  # points waiting for the thread; beyond that they are dropped, and counted
+EVENTS_KEPT = 200_000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS points (
+  series TEXT NOT NULL, step INTEGER NOT NULL, at REAL NOT NULL, value REAL NOT NULL,
+  PRIMARY KEY (series, step)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS buckets (
+  series TEXT NOT NULL, width INTEGER NOT NULL, bucket INTEGER NOT NULL, at REAL NOT NULL,
+  count INTEGER NOT NULL, total REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
+  PRIMARY KEY (series, width, bucket)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+  id INTEGER PRIMARY KEY, at TEXT NOT NULL, level TEXT NOT NULL, topic TEXT NOT NULL,
+  text TEXT NOT NULL, data TEXT NOT NULL);
+"""
+_UPSERT = """
+INSERT INTO buckets VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (series, width, bucket) DO UPDATE SET
+  at = excluded.at, count = count + excluded.count, total = total + excluded.total,
+  low = min(low, excluded.low), high = max(high, excluded.high)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    series: str
+    step: int
+    at_s: float
+    value: float
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something people may want to know. `level`: info | warning | error."""
+
+    id: int
+    at: str
+    level: str
+    topic: str
+    text: str
+    data: dict[str, Any] = {}
+
+
+class History:
+    """Every public method may be called from any thread; work is done on this one's own."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        """`say(text)` is called, from the history thread, when the database had to be given up."""
+        self._path = path
+        self._say = say
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._points: list[Point] = []
+        self._events: list[Event] = []
+        self._buffer_lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self.dropped = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add_points(self, points: list[Point]) -> None:
+        with self._buffer_lock:
+            if len(self._points) + len(points) > BACKLOG:
+                self.dropped += len(points)
+                return
+            self._points += points
+
+    def add_event(self, event: Event) -> None:
+        with self._buffer_lock:
+            self._events.append(event)
+
+    def last_event_id(self) -> Future[int]:
+        return self.ask(lambda base: int(_one(base, "SELECT coalesce(max(id), 0) FROM events")))
+
+    def events(
+        self, limit: int, before: int | None, level: str | None, text: str | None
+    ) -> Future[list[Event]]:
+        """Newest first. `text` is looked for anywhere, without regard to case."""
+        return self.ask(lambda base: _select_events(base, limit, before, level, text))
+
+    def metrics(
+        self, series: list[str], from_step: int | None, to_step: int | None, points: int
+    ) -> Future[dict[str, Any]]:
+        """At most `points` buckets of every series, as `GET /v1/metrics` answers."""
+        return self.ask(lambda base: _select_metrics(base, series, from_step, to_step, points))
+
+    def last_values(self, series: list[str]) -> Future[dict[str, tuple[int, float]]]:
+        """The newest (step, value) of each series that has any."""
+        return self.ask(lambda base: _last_values(base, series))
+
+    def lowest(self, series: str) -> Future[float | None]:
+        """The least value a series ever had."""
+        question = "SELECT min(low) FROM buckets WHERE series = ? AND width = 65536"
+        return self.ask(lambda base: _one(base, question, series))
+
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Run `question` on the history thread, after everything added before it was stored."""
+        answer: Future[T] = Future()
+
+        def stored_first(base: sqlite3.Connection) -> T:
+            self._store(base)
+            return question(base)
+
+        def work() -> None:
+            try:
+                answer.set_result(self._guarded(stored_first))
+            except (sqlite3.Error, OSError) as problem:
+                answer.set_exception(problem)
+
+        self._work.put(work)
+        return answer
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        self._work.put(None)
+        self._thread.join(timeout_s)
+
+    # --- the history thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            try:
+                work = self._work.get(timeout=COMMIT_EVERY_S)
+            except queue.Empty:
+                self._store_quietly()
+                continue
+            if work is None:
+                running = False
+                self._store_quietly()
+            else:
+                work()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _store_quietly(self) -> None:
+        with self._buffer_lock:
+            if not self._points and not self._events:
+                return
+        try:
+            self._guarded(self._store)
+        except (sqlite3.Error, OSError) as problem:
+            self._say(f"history was not stored: {problem}")
+
+    def _guarded(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Do it; when the database is damaged, move it aside and do it on a new one."""
+        try:
+            return action(self._open())
+        except sqlite3.DatabaseError as problem:
+            if isinstance(problem, sqlite3.OperationalError) and "disk" not in str(problem):
+                raise  # busy, locked, no such table: not damage
+            if "full" in str(problem):
+                raise
+            self._move_aside(problem)
+            return action(self._open())
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            base = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
+            base.execute("PRAGMA journal_mode=WAL")
+            base.execute("PRAGMA synchronous=NORMAL")
+            base.execute("PRAGMA cache_size=-4000")
+            base.executescript(_SCHEMA)
+            self._connection = base
+        return self._connection
+
+    def _move_aside(self, problem: Exception) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        aside = self._path.with_name(f"{self._path.name}.broken-{int(clock.now_s())}")
+        for suffix in ("", "-wal", "-shm"):
+            part = self._path.with_name(self._path.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        self._say(f"history.db could not be used ({problem}); it is now {aside.name}")
+
+    def _store(self, base: sqlite3.Connection) -> None:
+        with self._buffer_lock:
+            points, self._points = self._points, []
+            events, self._events = self._events, []
+        if not points and not events:
+            return
+        base.execute("BEGIN")
+        try:
+            base.executemany(
+                "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?)",
+                [(p.series, p.step, p.at_s, p.value) for p in points],
+            )
+            base.executemany(_UPSERT, _bucketed(points))
+            base.executemany(
+                "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (e.id, e.at, e.level, e.topic, e.text, msgspec.json.encode(e.data).decode())
+                    for e in events
+                ],
+            )
+            base.execute("COMMIT")
+        except BaseException:
+            if base.in_transaction:
+                base.execute("ROLLBACK")
+            raise
+
+
+def _bucketed(points: list[Point]) -> list[tuple[Any, ...]]:
+    """The bucket rows that these points add to, summed first so that each is written once."""
+    sums: dict[tuple[str, int, int], list[float]] = {}
+    for point in points:
+        for width in BUCKET_STEPS:
+            key = (point.series, width, point.step // width)
+            found = sums.get(key)
+            if found is None:
+                sums[key] = [point.at_s, 1, point.value, point.value, point.value]
+            else:
+                found[0] = point.at_s
+                found[1] += 1
+                found[2] += point.value
+                found[3] = min(found[3], point.value)
+                found[4] = max(found[4], point.value)
+    return [(*key, values[0], int(values[1]), *values[2:]) for key, values in sums.items()]
+
+
+def _one(base: sqlite3.Connection, question: str, *values: object) -> Any:
+    return base.execute(question, values).fetchone()[0]
+
+
+def _last_values(base: sqlite3.Connection, series: list[str]) -> dict[str, tuple[int, float]]:
+    found = {}
+    for name in series:
+        row = base.execute(
+            "SELECT step, value FROM points WHERE series = ? ORDER BY step DESC LIMIT 1", (name,)
+        ).fetchone()
+        if row is not None:
+            found[name] = (int(row[0]), float(row[1]))
+    return found
+
+
+def _select_events(
+    base: sqlite3.Connection, limit: int, before: int | None, level: str | None, text: str | None
+) -> list[Event]:
+    wheres, values = ["1"], []
+    if before is not None:
+        wheres.append("id < ?")
+        values.append(str(before))
+    if level is not None:
+        wheres.append("level = ?")
+        values.append(level)
+    if text:
+        wheres.append("instr(lower(text), lower(?)) > 0")
+        values.append(text)
+    rows = base.execute(
+        f"SELECT * FROM events WHERE {' AND '.join(wheres)} ORDER BY id DESC LIMIT {int(limit)}",
+        values,
+    )
+    return [
+        Event(number, at, row_level, topic, said, msgspec.json.decode(data))
+        for number, at, row_level, topic, said, data in rows
+    ]
+
+
+def _select_metrics(
+    base: sqlite3.Connection,
+    series: list[str],
+    from_step: int | None,
+    to_step: int | None,
+    points: int,
+) -> dict[str, Any]:
+    ends = base.execute(
+        f"SELECT min(step), max(step) FROM ({_ENDS.format(marks=','.join('?' * len(series)))})",
+        series * 2,
+    ).fetchone()
+    first = from_step if from_step is not None else (ends[0] or 0)
+    last = to_step if to_step is not None else (ends[1] or 0)
+    width = max(1, -(-(last - first + 1) // points))
+    lines = {name: _line(base, name, first, last, width) for name in series}
+    return {"series": lines, "from_step": first, "to_step": last}
+
+
+# One seek for each end of each series, not a scan.
+_ENDS = """
+SELECT (SELECT min(step) FROM points WHERE series = s.name) AS step
+  FROM (SELECT DISTINCT series AS name FROM buckets WHERE width = 65536 AND series IN ({marks})) s
+UNION ALL
+SELECT (SELECT max(step) FROM points WHERE series = s.name)
+  FROM (SELECT DISTINCT series AS name FROM buckets WHERE width = 65536 AND series IN ({marks})) s
+"""
+
+
+def _line(
+    base: sqlite3.Connection, series: str, first: int, last: int, width: int
+) -> list[dict[str, Any]]:
+    """One series in buckets of `width` steps, from the coarsest rows that are fine enough."""
+    stored = max((w for w in BUCKET_STEPS if w * 4 <= width), default=0)
+    if stored:
+        rows = base.execute(
+            "SELECT bucket * width, at, count, total, low, high FROM buckets WHERE series = ?"
+            " AND width = ? AND bucket BETWEEN ? AND ? ORDER BY bucket",
+            (series, stored, first // stored, last // stored),
+        )
+    else:
+        rows = base.execute(
+            "SELECT step, at, 1, value, value, value FROM points WHERE series = ?"
+            " AND step BETWEEN ? AND ? ORDER BY step",
+            (series, first, last),
+        )
+    line: list[dict[str, Any]] = []
+    current, count, total = None, 0, 0.0
+    for step, at_s, row_count, row_total, low, high in rows:
+        slot = max(0, step - first) // width
+        if slot != current:
+            current, count, total = slot, 0, 0.0
+            line.append({"step": step, "mean": 0.0, "min": low, "max": high, "at": at_s})
+        bucket = line[-1]
+        count += row_count
+        total += row_total
+        bucket["step"] = step if width == 1 else max(bucket["step"], step)
+        bucket["mean"] = total / count
+        bucket["min"] = min(bucket["min"], low)
+        bucket["max"] = max(bucket["max"], high)
+        bucket["at"] = at_s
+    for bucket in line:
+        bucket["at"] = _iso(bucket["at"])
+    return line
+
+
+def _iso(at_s: float) -> str:
+    moment = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
+    return moment.replace("+00:00", "Z")

@@ -1,0 +1,200 @@
+"""Files dropped into `inbox/`, and files named by a client: taken, admitted, the original last.
+
+Invariant: a file is in the inbox or in the queue, never in neither: the original goes only after
+its job is committed. What cannot be taken is said once and looked at again when it has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+from watchfiles import awatch
+
+from trainer_tui.daemon.desk import Desk
+from trainer_tui.daemon.intake_worker import IntakeWorker, Reply
+from trainer_tui.daemon.settings import Settings
+from trainer_tui.daemon.teller import Teller
+from trainer_tui.queue import intake
+from trainer_tui.queue.intake import Candidate
+from trainer_tui.queue.job import Job, Source
+from trainer_tui.queue.store import Duplicate, Queue
+from trainer_tui.safety import clock, durable
+from trainer_tui.safety.errors import DataProblem, Refused
+from trainer_tui.safety.text import file_name_text
+from trainer_tui.safety.workspace import Workspace
+
+log = logging.getLogger("intake")
+SETTLING_LOOK_S = 0.25
+BUSY_AGAIN_S = 1.0
+FAILED_AGAIN_S = 30.0
+AWAKE_S = 10.0  # so long after the last change of the inbox it is looked at every second
+WATCH_STEP_MS = 100
+
+
+class Inbox:
+    """`run` is the daemon's; `add` is called by the API, beside it."""
+
+    def __init__(
+        self, workspace: Workspace, settings: Settings, desk: Desk, teller: Teller, run_tag: str
+    ) -> None:
+        self._workspace, self._settings = workspace, settings
+        self._desk, self._teller = desk, teller
+        self._worker = IntakeWorker(workspace, run_tag)
+        self._look = intake.Inbox(workspace)
+        self._wake = asyncio.Event()
+        self._not_before: dict[Path, tuple[Source, float]] = {}
+        self._said: dict[Path, Source] = {}
+        self.hold = ""  # why nothing is taken now (the disk is full); empty: all is well
+
+    # --- the inbox -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Ends by cancellation."""
+        await self._recover()
+        watching = asyncio.create_task(self._watch())
+        try:
+            while True:
+                wait_s = await self._look_once()
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._wake.wait()
+        finally:
+            watching.cancel()
+
+    async def close(self) -> None:
+        await self._worker.close()
+
+    async def _recover(self) -> None:
+        """Originals whose jobs were admitted before a kill."""
+        jobs = await asyncio.to_thread(self._desk.queue.jobs)
+        removed = await asyncio.to_thread(intake.recover, self._workspace, jobs)
+        for path in removed:
+            log.info("%s had become a job already: its original is removed", path.name)
+
+    async def _watch(self) -> None:
+        """Wake the loop on any change; the fallback scan works without it (no inotify left)."""
+        while True:
+            try:
+                async for _ in awatch(
+                    self._workspace.inbox, debounce=500, step=WATCH_STEP_MS, recursive=True
+                ):
+                    self._wake.set()
+            except (OSError, RuntimeError) as problem:
+                log.warning("the inbox is not watched (%s): it is looked at in turn", problem)
+            await asyncio.sleep(self._settings.config.poll_interval)
+
+    async def _look_once(self) -> float:
+        """Look, take what is ready, and say when to look again (seconds)."""
+        if self.hold:
+            return self._settings.config.poll_interval
+        now_s = clock.monotonic_s()
+        found = await asyncio.to_thread(self._look.look, now_s)
+        for text in found.odd:
+            self._teller.say("warning", "inbox", text)
+        waits = [self._settings.config.poll_interval]
+        if found.settling:
+            waits.append(SETTLING_LOOK_S)
+        for candidate in found.ready:
+            source, again_s = self._not_before.get(candidate.path, (None, 0.0))
+            if source == candidate.source and again_s > clock.monotonic_s():
+                waits.append(again_s - clock.monotonic_s())
+                continue
+            if not await self._take(candidate):
+                continue
+            if self._wake.is_set():
+                return 0.0  # something came: a file of higher priority is not to wait
+        return max(0.05, min(waits))
+
+    async def _take(self, candidate: Candidate) -> bool:
+        """Take one file; False when it has to wait."""
+        reply = await self._worker.take(
+            candidate.path, candidate.priority, again=False, keep_original=False, added_by="inbox"
+        )
+        if not reply.ok:
+            self._put_off(candidate, reply)
+            return False
+        try:
+            job = await self._admit(reply, candidate.priority, again=False, added_by="inbox")
+        except Duplicate as duplicate:
+            await self._set_duplicate_aside(candidate, duplicate)
+            return True
+        await asyncio.to_thread(intake.remove_original, candidate.path, job)
+        self._say_taken(job)
+        return True
+
+    def _put_off(self, candidate: Candidate, reply: Reply) -> None:
+        busy = reply.error_class == "busy"
+        again_s = clock.monotonic_s() + (BUSY_AGAIN_S if busy else FAILED_AGAIN_S)
+        self._not_before[candidate.path] = (candidate.source, again_s)
+        if not busy and self._said.get(candidate.path) != candidate.source:
+            self._said[candidate.path] = candidate.source
+            name = file_name_text(os.fsencode(candidate.path.name))
+            text = f"inbox: {name} was not taken: {reply.message}"
+            self._teller.say("warning", "inbox", text, hint=reply.hint)
+
+    async def _set_duplicate_aside(self, candidate: Candidate, duplicate: Duplicate) -> None:
+        """Its content is in the queue's care already; the second copy goes to the trash."""
+        aside = self._workspace.trash / f"duplicate-of-{duplicate.job_id}.{_stamp()}"
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(durable.rename, candidate.path, aside)
+        name = file_name_text(os.fsencode(candidate.path.name))
+        self._teller.say(
+            "warning",
+            "inbox",
+            f"{name} is a copy of job {duplicate.job_id} and was not queued again",
+            hint=duplicate.hint,
+            job=duplicate.job_id,
+        )
+
+    def _say_taken(self, job: Job) -> None:
+        if job.state == "failed":
+            error = self._desk.queue.error(job)
+            why = f": {error.message}" if error else ""
+            text = f"#{job.id} {job.name} was set aside{why}"
+            self._teller.say("error", "job", text, hint=error.hint if error else "", job=job.id)
+        else:
+            summary = f" ({job.meta.summary})" if job.meta.summary else ""
+            text = f"#{job.id} {job.name}: {job.meta.kept_rows or job.meta.rows} rows{summary}"
+            self._teller.say("info", "job", text, job=job.id)
+
+    # --- a client's file -------------------------------------------------------------------------
+
+    async def add(self, path: Path, priority: str, *, again: bool, added_by: str) -> Job:
+        """Queue a copy of a file; the file itself stays.
+
+        Raises:
+            Refused: it cannot be taken (no plain file, still being written, a duplicate).
+            DataProblem: there is nothing in it to train on.
+        """
+        if self.hold:
+            raise Refused(f"no file is taken now: {self.hold}")
+        reply = await self._worker.take(
+            path, priority, again=again, keep_original=True, added_by=added_by
+        )
+        if not reply.ok:
+            kind = DataProblem if reply.error_class == "data_error" else Refused
+            raise kind(reply.message, reply.hint)
+        job = await self._admit(reply, priority, again=again, added_by=added_by)
+        self._say_taken(job)
+        return job
+
+    async def _admit(self, reply: Reply, priority: str, *, again: bool, added_by: str) -> Job:
+        staged = Path(reply.staged)
+
+        def admit(queue: Queue) -> Job:
+            try:
+                return queue.admit(staged, priority, added_by=added_by, again=again)
+            except Duplicate:
+                queue.discard(staged)
+                raise
+
+        return await self._desk.ask(admit)
+
+
+def _stamp() -> str:
+    return clock.now_iso().replace(":", "").replace(".", "")

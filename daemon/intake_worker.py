@@ -1,0 +1,130 @@
+"""The intake worker as a child of the daemon: started when there is a file to take, one at a time.
+
+Invariant: a request has one answer, also when the worker dies over it. The worker ends by itself
+after some idle time, and at once when the daemon is gone (its input closes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trainer_tui.safety.processes import RUN_KEY
+from trainer_tui.safety.workspace import Workspace
+
+log = logging.getLogger("intake")
+MODULE = "trainer_tui.queue.intake_worker"
+REPLY_BYTES = 16 << 20
+END_TIMEOUT_S = 5.0
+
+
+class Reply(msgspec.Struct, frozen=True, rename={"error_class": "class"}):
+    """`ok`: `staged` is a complete directory to admit. Otherwise `error_class` and `message`."""
+
+    ok: bool
+    staged: str = ""
+    meta: dict[str, Any] = {}
+    verdict: str = ""
+    error_class: str = ""
+    message: str = ""
+    hint: str = ""
+
+
+class IntakeWorker:
+    """`take` is asked by one task at a time; the rest wait in order."""
+
+    def __init__(self, workspace: Workspace, run_tag: str) -> None:
+        self._workspace, self._run_tag = workspace, run_tag
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+
+    async def take(
+        self, path: Path, priority: str, *, again: bool, keep_original: bool, added_by: str
+    ) -> Reply:
+        """Copy, hash, check and count one file into a staging directory."""
+        request = {
+            "do": "take",
+            "path": os.fsdecode(path),
+            "priority": priority,
+            "again": again,
+            "keep_original": keep_original,
+            "added_by": added_by,
+        }
+        async with self._turn:
+            return await self._ask(request)
+
+    async def _ask(self, request: dict[str, Any]) -> Reply:
+        line = _encode(request)
+        for _ in range(2):  # an idle worker may end just when we write to it
+            process = await self._running()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                process.stdin.write(line)
+                await process.stdin.drain()
+                answer = await process.stdout.readline()
+            except (BrokenPipeError, ConnectionResetError):
+                answer = b""
+            if answer:
+                return _decode(answer)
+            code = await process.wait()
+            self._process = None
+            if code != 0:
+                return Reply(
+                    False,
+                    error_class="worker_died",
+                    message=f"the intake worker ended with {code} over this file",
+                    hint="state/logs/intake.out",
+                )
+        return Reply(False, error_class="worker_died", message="the intake worker does not stay")
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        output = self._workspace.logs / "intake.out"
+        environment = {**os.environ, RUN_KEY: f"{self._run_tag}/intake"}
+        with output.open("ab") as stream:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", MODULE, "--workspace", str(self._workspace.root)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=stream,
+                limit=REPLY_BYTES,
+                env=environment,
+                start_new_session=True,
+            )
+        return self._process
+
+    async def close(self) -> None:
+        """Close its input, and end it if that is not enough."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 0.5)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+
+
+def _encode(request: dict[str, Any]) -> bytes:
+    """JSON for a path that need not be UTF-8: its odd bytes travel as lone surrogates, escaped."""
+    return json.dumps(request).encode("ascii") + b"\n"
+
+
+def _decode(line: bytes) -> Reply:
+    try:
+        return msgspec.json.decode(line, type=Reply)
+    except msgspec.MsgspecError as problem:
+        log.error("the intake worker answered what cannot be read: %s", problem)
+        return Reply(False, error_class="worker_died", message="the intake worker spoke nonsense")

@@ -1,0 +1,233 @@
+"""The settings in force, and the edits of `config.toml` that are not in force yet.
+
+Invariant: a broken edit never takes effect (the last good one stays, and why is said); a key that
+decides what the model is (`APPROVAL_KEYS`) changes only by an approval, recorded in
+`state/approvals.json` with its old and new value. A trainer's settings are frozen at its start;
+only live keys reach it while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from trainer_tui.safety import clock, config, config_edit, durable
+from trainer_tui.safety.config import Config
+from trainer_tui.safety.errors import ConfigProblem, NotFound, Refused
+from trainer_tui.safety.workspace import Workspace
+
+log = logging.getLogger("daemon")
+When = Literal["live", "next_file", "needs_approval", "restart"]
+RESTART_SECTIONS = frozenset({"api"})
+
+
+class Approval(msgspec.Struct, frozen=True):
+    key: str
+    old: Any
+    new: Any
+    by: str
+    at: str
+
+
+class Approvals(msgspec.Struct, frozen=True):
+    """`values`: what each guarded key is now. `log`: how it came to be."""
+
+    values: dict[str, Any]
+    log: list[Approval] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An edit that waits. `when`: live ones wait for the trainer's next step only."""
+
+    key: str
+    old: Any
+    new: Any
+    when: When
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"key": self.key, "old": self.old, "new": self.new, "when": self.when}
+
+
+class Settings:
+    """Loaded and written in threads; read on the event loop."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._file = workspace.root / "config.toml"
+        self._last_good = workspace.state / "config.last_good.toml"
+        self._approvals_file = workspace.state / "approvals.json"
+        self._stamp: tuple[int, int, int] | None = None
+        self.problem: str | None = None
+        self.config = Config()
+        self.frozen: Config | None = None
+        self.approvals = Approvals({})
+
+    @property
+    def file(self) -> Path:
+        return self._file
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read the file, or fall back to the last good one. Called once, before the loop.
+
+        Raises:
+            ConfigProblem: it is broken and there was never a good one.
+        """
+        self._stamp = self._look()
+        try:
+            self.config = config.load(self._file)
+            self._keep_good()
+        except ConfigProblem as problem:
+            if not self._last_good.exists():
+                raise
+            self.config = config.load(self._last_good)
+            self.problem = str(problem)
+        self._load_approvals()
+
+    def changed_on_disk(self) -> bool:
+        """A cheap look; in a thread."""
+        return self._look() != self._stamp
+
+    def reload(self) -> str | None:
+        """Take the file in again; in a thread. Returns the problem when the edit is refused."""
+        self._stamp = self._look()
+        try:
+            if self._file.is_symlink():
+                raise ConfigProblem(f"{self._file} is a link; it is not followed")
+            self.config = config.load(self._file)
+        except ConfigProblem as problem:
+            self.problem = str(problem)
+            return self.problem
+        self.problem = None
+        self._keep_good()
+        return None
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._file.lstat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def _keep_good(self) -> None:
+        data = self._file.read_bytes()
+        if not self._last_good.exists() or self._last_good.read_bytes() != data:
+            durable.replace(self._last_good, data)
+
+    # --- approvals -------------------------------------------------------------------------------
+
+    def _load_approvals(self) -> None:
+        try:
+            self.approvals = msgspec.json.decode(self._approvals_file.read_bytes(), type=Approvals)
+        except FileNotFoundError:
+            values = {key: _value(self.config, key) for key in sorted(config.APPROVAL_KEYS)}
+            self._save_approvals(Approvals(values))
+        except msgspec.MsgspecError as problem:
+            log.error("approvals.json is damaged (%s): the values of now are taken", problem)
+            values = {key: _value(self.config, key) for key in sorted(config.APPROVAL_KEYS)}
+            self._save_approvals(Approvals(values))
+
+    def _save_approvals(self, approvals: Approvals) -> None:
+        durable.replace(self._approvals_file, msgspec.json.encode(approvals))
+        self.approvals = approvals
+
+    def approve(self, key: str, by: str) -> Approval:
+        """Let a guarded key take its edited value from the next trainer on; in a thread.
+
+        Raises:
+            NotFound: it is no guarded key.
+            Refused: it has not been edited.
+        """
+        if key not in config.APPROVAL_KEYS:
+            raise NotFound(f"{key} needs no approval", ", ".join(sorted(config.APPROVAL_KEYS)))
+        old, new = self.approvals.values.get(key), _value(self.config, key)
+        if old == new:
+            raise Refused(f"{key} is {old!r} already; nothing waits for an approval")
+        approval = Approval(key, old, new, by, clock.now_iso())
+        values = {**self.approvals.values, key: new}
+        self._save_approvals(Approvals(values, [*self.approvals.log, approval]))
+        return approval
+
+    def in_force(self) -> Config:
+        """What a trainer started now would get: the file, guarded keys as approved."""
+        return self.config.model_copy(update=self.approvals.values)
+
+    async def freeze(self) -> Config:
+        """The settings of the trainer that starts now."""
+        if await asyncio.to_thread(self.changed_on_disk):
+            await asyncio.to_thread(self.reload)
+        self.frozen = self.in_force()
+        return self.frozen
+
+    # --- edits -----------------------------------------------------------------------------------
+
+    def pending(self) -> list[Pending]:
+        """Edits that are not in force yet, in the order of the schema."""
+        base = self.frozen or self.in_force()
+        found = []
+        for key in _flat_keys():
+            edited = _value(self.config, key)
+            if key in config.APPROVAL_KEYS:
+                now = self.approvals.values.get(key)
+                if now != edited:
+                    found.append(Pending(key, now, edited, "needs_approval"))
+                    continue
+            now = _value(base, key)
+            if now != edited and _when(key) in ("next_file", "needs_approval"):
+                found.append(Pending(key, now, edited, "next_file"))
+        return found
+
+    def needs_new_trainer(self) -> bool:
+        """Whether a running trainer's frozen settings are out of date."""
+        if self.frozen is None:
+            return False
+        wanted = self.in_force()
+        return any(
+            _value(self.frozen, key) != _value(wanted, key)
+            for key in _flat_keys()
+            if _when(key) in ("next_file", "needs_approval")
+        )
+
+    def live_changes(self) -> dict[str, Any]:
+        """Live keys whose value differs from the running trainer's; they count as told."""
+        if self.frozen is None:
+            return {}
+        changed = {
+            key: getattr(self.config, key)
+            for key in sorted(config.LIVE_KEYS)
+            if getattr(self.config, key) != getattr(self.frozen, key)
+        }
+        self.frozen = self.frozen.model_copy(update=changed)
+        return changed
+
+    def set_values(self, values: dict[str, Any]) -> None:
+        """Write keys into `config.toml`, comments kept; in a thread. Raises ConfigProblem."""
+        config_edit.set_values(self._file, values)
+        self.reload()
+
+
+def _flat_keys() -> list[str]:
+    return [key for key in config.known_keys() if key not in config.ALIASES]
+
+
+def _value(settings: Config, key: str) -> Any:
+    found: Any = settings
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _when(key: str) -> When:
+    section, _, _ = key.rpartition(".")
+    if key in config.LIVE_KEYS or section in config.LIVE_SECTIONS:
+        return "live"
+    if key in config.APPROVAL_KEYS:
+        return "needs_approval"
+    return "restart" if section in RESTART_SECTIONS else "next_file"

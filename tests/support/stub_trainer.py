@@ -1,0 +1,243 @@
+"""A trainer without a model, for tests of the daemon: it speaks the pipe's protocol, beats its
+heartbeat and commits real (tiny) checkpoints with real manifests and ledgers.
+
+Behaviour comes from `stub.json` in the workspace, read again before every step:
+`steps` per file, `step_s`, `crash_at` {job id: step} (exit 1), `refuse` [job id], `save_every`.
+A "row" is a line of the job's data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trainer_tui.safety import checkpoints, clock, durable, locks, manifest, messages
+from trainer_tui.safety.heartbeat import HeartbeatWriter, Phase
+from trainer_tui.safety.manifest import Cursor, FileEntry, LedgerEntry, Manifest
+from trainer_tui.safety.pipe import PipeEnd
+from trainer_tui.safety.workspace import Workspace
+
+DEFAULTS: dict[str, Any] = {
+    "steps": 4,
+    "step_s": 0.01,
+    "crash_at": {},
+    "refuse": [],
+    "save_every": 0,
+    "crash_on_start": False,
+    "fail_on_start": None,
+}
+
+
+class Stub:
+    def __init__(self, connection: Connection, spec: messages.TrainerSpec) -> None:
+        self.workspace = Workspace(Path(spec.workspace))
+        self.config = spec.config
+        self.beat = HeartbeatWriter(Path(spec.heartbeat))
+        self.inbox: queue.Queue[messages.ToTrainer | None] = queue.Queue()
+        self.pipe = PipeEnd(
+            connection,
+            lambda frame: self.inbox.put(messages.decode_for_trainer(frame)),
+            lambda: self.inbox.put(None),
+            "stub",
+        )
+        self.sealed: Manifest | None = None
+        self.step = 0
+        self.saved_step = 0
+        self.cursors: dict[int, Cursor] = {}
+        self.finished: list[LedgerEntry] = []
+        self.job: messages.Train | None = None
+        self.at = 0
+        self.paused = False
+        self.stop_after_file = False
+        self.want_said = False
+
+    def options(self) -> dict[str, Any]:
+        file = self.workspace.root / "stub.json"
+        return DEFAULTS | (json.loads(file.read_text()) if file.exists() else {})
+
+    def say(self, message: messages.FromTrainer) -> None:
+        self.pipe.send(messages.encode(message))
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        self.pipe.start()
+        self.lock = locks.acquire(self.workspace.writer_lock, wait=True)
+        self.beat.beat(Phase.LOAD)
+        options = self.options()
+        if options["fail_on_start"]:
+            self.say(messages.Failed(options["fail_on_start"], "made to fail", "", "load", 0))
+            self.pipe.flush(1)
+            return 1
+        if options["crash_on_start"]:
+            return 1
+        newest = checkpoints.newest_verified(self.workspace.current_model)
+        if newest is not None:
+            self.sealed = newest.manifest
+            self.step = self.saved_step = newest.manifest.global_step
+            self.cursors = {cursor.job_id: cursor for cursor in newest.manifest.cursors}
+        name = newest.folder.name if newest else ""
+        lineage = self.sealed.lineage if self.sealed else 0
+        self.beat.beat(Phase.IDLE, global_step=self.step)
+        self.say(messages.Ready(self.step, lineage, name, "cpu", "fp32", "sdpa", 1000, 0, "stub"))
+        while True:
+            code = self.turn()
+            if code is not None:
+                self.pipe.flush(2)
+                return code
+
+    def turn(self) -> int | None:
+        busy = self.job is not None and not self.paused
+        if self.job is None and not self.want_said and not self.paused:
+            self.want_said = True
+            self.say(messages.WantJob())
+        try:
+            message = self.inbox.get(block=not busy)
+        except queue.Empty:
+            return self.train_step()
+        return self.obey(message)
+
+    def obey(self, message: messages.ToTrainer | None) -> int | None:
+        match message:
+            case None:
+                self.commit("daemon_gone")
+                return 0
+            case messages.Train():
+                return self.start_job(message)
+            case messages.NothingWaits():
+                self.commit("queue_dry")
+            case messages.Pause(release=release):
+                self.commit("pause")
+                self.paused = True
+                self.beat.beat(Phase.PAUSED)
+                self.say(messages.Paused(self.step))
+                if release:
+                    self.say(messages.Stopping(self.step, "released"))
+                    return 0
+            case messages.Resume():
+                self.paused = self.stop_after_file = False
+                self.say(messages.Resumed(self.step))
+            case messages.Stop(after_file=after_file):
+                if after_file and self.job is not None:
+                    self.stop_after_file = True
+                    return None
+                return self.stop()
+            case messages.Skip(job_id=job_id):
+                if self.job is not None and self.job.job_id == job_id:
+                    fraction = self.at / self.options()["steps"]
+                    self.job = None
+                    self.want_said = False
+                    self.commit("skip")
+                    text = f"skipped at {fraction:.0%}"
+                    self.say(messages.JobRefused(job_id, "skipped", text, "", fraction))
+            case messages.SaveNow():
+                self.commit("asked")
+            case messages.Reconfigure(values=values):
+                self.config = {**self.config, **values}
+        return None
+
+    def stop(self) -> int:
+        self.commit("stop")
+        self.say(messages.Stopping(self.step, "asked"))
+        return 0
+
+    # --- training --------------------------------------------------------------------------------
+
+    def start_job(self, job: messages.Train) -> int | None:
+        self.want_said = False
+        if job.job_id in self.options()["refuse"]:
+            text = "made to be refused"
+            self.say(messages.JobRefused(job.job_id, "data_error", text, "mend it"))
+            return None
+        head = self.sealed.ledger if self.sealed else None
+        if manifest.completed_jobs(self.workspace.ledger, head, {job.job_id}):
+            self.say(messages.JobTrained(job.job_id, self.step))
+            return None
+        cursor = self.cursors.get(job.job_id)
+        self.at = cursor.step_index if cursor else 0
+        self.job = job
+        steps = self.options()["steps"]
+        self.say(messages.JobStarted(job.job_id, steps, self.at, steps, steps * 10, steps * 5))
+        return None
+
+    def train_step(self) -> int | None:
+        assert self.job is not None
+        options = self.options()
+        if self.at >= options["steps"]:
+            return self.end_job()
+        if options["crash_at"].get(str(self.job.job_id)) == self.at:
+            os._exit(1)
+        time.sleep(options["step_s"])
+        self.step += 1
+        self.at += 1
+        steps = options["steps"]
+        job_id = self.job.job_id
+        self.cursors[job_id] = Cursor(job_id, self.job.file_sha256, "stub", 0, self.at, steps)
+        self.beat.beat(Phase.MICRO_STEP, global_step=self.step)
+        loss = 1 + 1 / self.step
+        self.say(
+            messages.StepDone(
+                self.step, job_id, 0, self.at, steps, loss, 1e-3, 0.5, 10, 5, 1000.0, 500.0, 0.01
+            )
+        )
+        if options["save_every"] and self.step - self.saved_step >= options["save_every"]:
+            self.commit("save_steps")
+        return None
+
+    def end_job(self) -> int | None:
+        assert self.job is not None
+        job, self.job = self.job, None
+        entry = LedgerEntry(
+            job.job_id, job.name, job.file_sha256, self.at, 10 * self.at, 5 * self.at, self.at, 1,
+            self.step, clock.now_iso(), 1.0, 1.5, 1.4,
+        )  # fmt: skip
+        self.finished.append(entry)
+        self.cursors.pop(job.job_id, None)
+        self.say(messages.Evaluated(self.step, "fixed", "set", 1 + 1 / self.step, 8, 80, 0.01))
+        self.say(messages.JobTrained(job.job_id, self.step))
+        self.want_said = False
+        return self.stop() if self.stop_after_file else None
+
+    def commit(self, reason: str) -> None:
+        if self.step == self.saved_step and not self.finished:
+            return
+        started_s = clock.monotonic_s()
+        self.beat.beat(Phase.PERSIST)
+        current = self.workspace.current_model
+        head = self.sealed.ledger if self.sealed else None
+        if self.finished:
+            head = manifest.write_segment(self.workspace.ledger, head, self.finished)
+        final = current / f"checkpoint-{self.step}"
+        staging = durable.staging_name(final)
+        staging.mkdir()
+        weights = json.dumps({"step": self.step}).encode()
+        durable.write_new(staging / "model.safetensors", weights, 0o400)
+        entry: FileEntry = checkpoints.entry_for(staging, "model.safetensors", "weights")
+        old = self.sealed
+        sealed = Manifest(
+            created_at=clock.now_iso(), global_step=self.step,
+            lineage=old.lineage if old else 0, parent="", reason=reason, tokens=10 * self.step,
+            supervised_tokens=5 * self.step, cursors=list(self.cursors.values()), lr_factor=1.0,
+            schedule_origin=0, warmup_origin=0, config_hash="stub", template_hash="t",
+            tokenizer_hash="k", base_model="stub", weights_only=False, ledger=head, files=[entry],
+            validation={"fixed": 1 + 1 / max(1, self.step)},
+        )  # fmt: skip
+        checkpoints.commit(staging, final, manifest.seal(sealed))
+        self.sealed, self.saved_step, self.finished = manifest.read(final), self.step, []
+        seconds = clock.monotonic_s() - started_s
+        self.say(messages.Committed(self.step, final.name, len(weights), seconds, reason))
+        self.beat.beat(Phase.IDLE)
+
+
+def run(connection: Connection, spec: bytes) -> int:
+    stub = Stub(connection, msgspec.msgpack.decode(spec, type=messages.TrainerSpec))
+    signal.signal(signal.SIGTERM, lambda *_: stub.inbox.put(messages.Stop()))
+    return stub.run()
