@@ -95,7 +95,7 @@ class Committer:
         on_gpu = self._device.type == "cuda"
         self._weights_image = TensorImage(self._weights, pin=on_gpu)
         self._optimizer_image = TensorImage(optimizer.state_tensors(), pin=on_gpu)
-        self._copy_stream = torch.cuda.Stream(self._device) if on_gpu else None
+        self._copy_stream = _new_stream(self._device) if on_gpu else None
         fds = (lock_fd, self._weights_image.fd, self._optimizer_image.fd)
         self._writer = WriterProcess(place, fds)
         self._under_way: _UnderWay | None = None
@@ -146,7 +146,7 @@ class Committer:
             finite.copy_(all_finite(every), non_blocking=True)
             self._weights_image.capture(self._weights)
             self._optimizer_image.capture(optimizer)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
         return finite, copied
 
@@ -162,7 +162,7 @@ class Committer:
             NotFinite: the state must not be committed.
         """
         work = self._under_way
-        if work is None or work.handed_over or not (work.copied is None or work.copied.query()):
+        if work is None or work.handed_over or not _has_happened(work.copied):
             return
         if not bool(work.finite):
             self._under_way = None
@@ -210,6 +210,14 @@ class Committer:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _has_happened(event: torch.cuda.Event | None) -> bool:
+    return event is None or bool(event.query())  # type: ignore[no-untyped-call]
 
 
 def bytes_per_day(checkpoint_bytes: int, steps_per_commit: float, step_s: float) -> float:

@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,8 @@ def _header(ordered: list[tuple[str, Tensor]]) -> bytes:
 
 def _pin(buffer: Tensor) -> bool:
     try:
-        status = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        status = runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)
     except RuntimeError:
         return False
     return int(status) == 0

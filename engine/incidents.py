@@ -64,8 +64,12 @@ class Watch:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Watch:
         """What `as_dict` gave; unknown fields are left out."""
-        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
-        return cls(**{k: math.inf if v is None else v for k, v in known.items()})
+        known: dict[str, Any] = {
+            name: math.inf if value is None else value
+            for name, value in values.items()
+            if name in cls.__dataclass_fields__
+        }
+        return cls(**known)
 
     def of_job(self, job_id: int) -> Watch:
         if job_id == self.job_id:

@@ -269,7 +269,7 @@ class Loop:
         if train.job_id in self._completed:
             session.control.say(JobTrained(train.job_id, session.progress.global_step))
             # Offered again although done: the daemon waits for the commit that lists it.
-            self._saver.now("asked")
+            self._save_now()
             return self._ask()
         try:
             job = self._opener.open(

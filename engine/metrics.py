@@ -28,6 +28,8 @@ WINDOW_STEPS = 256  # step times kept for percentiles
 class Interval:
     """What happened since the last report."""
 
+    tokens: int
+    supervised_tokens: int
     tokens_per_s: float
     supervised_tokens_per_s: float
     step_s: float
@@ -75,6 +77,8 @@ class Meter:
         seconds = max(self._seconds, 1e-9)
         ordered = sorted(self._step_s)
         interval = Interval(
+            tokens=self._tokens,
+            supervised_tokens=self._supervised,
             tokens_per_s=self._tokens / seconds,
             supervised_tokens_per_s=self._supervised / seconds,
             step_s=self._seconds / max(self._steps, 1),
@@ -117,14 +121,14 @@ class TensorBoardSink:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def step(self, global_step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, global_step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, global_step)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class JsonLinesSink:

@@ -36,6 +36,7 @@ class SaveFailed(Exception):
 class Saver:
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._next: Reason | None = None  # asked for while a commit was under way
 
     @property
     def busy(self) -> bool:
@@ -57,12 +58,14 @@ class Saver:
         )
         policy = SavePolicy(config.save_steps, config.min_save_interval_s)
         reason = due(policy, unsaved, at_file_end=at_file_end)
-        if reason is not None and not self.busy and session.watch.nan_steps == 0:
-            self._begin(reason)
+        if reason is not None and session.watch.nan_steps == 0:
+            self.begin(reason)
 
     def begin(self, reason: Reason) -> None:
-        """Begin a commit of whatever is unsaved, without waiting for the disk."""
-        if not self.busy:
+        """Begin a commit of whatever is unsaved, or remember to when one is under way."""
+        if self.busy:
+            self._next = reason
+        else:
             self._session.read_late_figures()
             if self.anything_unsaved:
                 self._begin(reason)
@@ -86,9 +89,12 @@ class Saver:
         if self.busy or answer is not None:
             self._session.heart.beat(bytes_written=self._session.committer.bytes_written)
         self._settle(answer)
+        if self._next is not None and not self.busy:
+            reason, self._next = self._next, None
+            self.begin(reason)
 
     def _begin(self, reason: Reason) -> None:
-        session = self._session
+        session, self._next = self._session, None
         session.read_late_figures()
         before = session.heart.phase
         session.heart.beat(Phase.STAGE)

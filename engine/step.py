@@ -81,7 +81,7 @@ class PendingStep:
         if figures.device.type == "cuda":
             self._figures = torch.empty(3, dtype=torch.float32, pin_memory=True)
             self._figures.copy_(figures, non_blocking=True)
-            self._ready = torch.cuda.Event()
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._ready.record()
         else:
             self._figures = figures

@@ -176,7 +176,13 @@ class Driver:
             )
             self.process.start()
         theirs.close()
-        self._pipe = PipeEnd(ours, self._on_frame, self._on_close, "driver")
+        run = self._runs
+        self._pipe = PipeEnd(
+            ours,
+            lambda frame: self._on_frame(frame) if run == self._runs else None,
+            lambda: self._on_close() if run == self._runs else None,
+            "driver",
+        )
         self._pipe.start()
 
     def _on_frame(self, frame: bytes) -> None:
