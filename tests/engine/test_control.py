@@ -1,0 +1,213 @@
+"""Pause, resume, stop, skip, save and the daemon's death: each within one step, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from engine_driver import Driver, toy_rows
+
+from trainer_tui.safety.messages import (
+    Committed,
+    FromTrainer,
+    JobRefused,
+    JobStarted,
+    JobTrained,
+    Pause,
+    Paused,
+    Reconfigure,
+    Resume,
+    Resumed,
+    SaveNow,
+    Skip,
+    StepDone,
+    Stop,
+    Stopping,
+    WantJob,
+)
+
+LONG = 400  # rows: more steps than any of these tests waits for
+
+
+def step_when(message: FromTrainer, step: int) -> bool:
+    return isinstance(message, StepDone) and message.global_step == step
+
+
+def ask_at(driver: Driver, step: int, *requests: object) -> None:
+    """Send requests as soon as a step's figures come; they are in the pipe before the next one."""
+
+    def ask(message: FromTrainer) -> None:
+        if step_when(message, step):
+            for request in requests:
+                driver.send(request)  # type: ignore[arg-type]
+
+    driver.on_message = ask
+
+
+def test_pause_is_acted_on_within_a_step_and_resume_goes_on(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver()
+    driver.add_job(toy_rows(LONG, 1))
+    ask_at(driver, 5, Pause())
+    driver.start()
+    paused = driver.wait_for(Paused)
+    assert paused.global_step <= 7  # one step may have been queued when the message came
+    newest = driver.newest()
+    assert newest is not None and newest.manifest.global_step == paused.global_step
+    assert [m.reason for m in driver.all_of(Committed)] == ["pause"]
+    steps = len(driver.steps())
+    driver.send(SaveNow())
+    driver.wait_for(Committed, lambda m: m.reason == "unchanged")
+    assert len(driver.steps()) == steps  # nothing is trained while paused
+    driver.send(Resume())
+    driver.wait_for(Resumed)
+    later = driver.wait_for(StepDone, lambda m: m.global_step > paused.global_step)
+    assert later.global_step == paused.global_step + 1
+    assert driver.stop() == 0
+
+
+def test_stop_now_commits_within_a_step_and_exits_0(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver()
+    job = driver.add_job(toy_rows(LONG, 1))
+    ask_at(driver, 4, Stop())
+    driver.start()
+    stopping = driver.wait_for(Stopping)
+    assert driver.wait_end() == 0
+    assert 4 <= stopping.global_step <= 6
+    newest = driver.newest()
+    assert newest is not None and newest.manifest.global_step == stopping.global_step
+    assert newest.manifest.cursors[0].step_index == stopping.global_step
+    assert driver.in_processing() == [job]
+
+
+def test_stop_after_the_file_finishes_it_first(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver(min_save_interval_s=300.0)
+    driver.add_job(toy_rows(40, 1))
+    driver.add_job(toy_rows(40, 2))
+    ask_at(driver, 2, Stop(after_file=True))
+    driver.start()
+    assert driver.wait_end() == 0
+    assert driver.ledger_ids() == {1}
+    assert [job.job_id for job in driver.in_processing()] == [2]
+    assert isinstance(driver.seen[-1], Stopping)
+
+
+def test_resume_takes_a_stop_after_the_file_back(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver()
+    driver.add_job(toy_rows(40, 1))
+    driver.add_job(toy_rows(10, 2))
+    ask_at(driver, 2, Stop(after_file=True), Resume())
+    driver.start()
+    driver.wait_all_done()
+    assert driver.stop() == 0
+
+
+def test_pause_with_release_frees_the_process(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver()
+    driver.add_job(toy_rows(LONG, 1))
+    ask_at(driver, 3, Pause(release=True))
+    driver.start()
+    assert driver.wait_end() == 0
+    assert isinstance(driver.seen[-1], Stopping)
+    assert driver.newest() is not None
+
+
+def test_skip_keeps_the_cursor_and_a_retry_goes_on_from_there(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver()
+    job = driver.add_job(toy_rows(LONG, 1))
+    ask_at(driver, 6, Skip(job.job_id))
+    driver.start()
+    refused = driver.wait_for(JobRefused)
+    assert refused.error_class == "skipped" and 0 < refused.fraction < 1
+    driver.wait_for(Committed, lambda m: m.reason == "skip")
+    newest = driver.newest()
+    assert newest is not None
+    cursor = newest.manifest.cursors[0]
+    assert cursor.step_index in (6, 7)
+    # What came before was kept, and nothing else waits.
+    assert isinstance(driver.wait_for(WantJob, after=len(driver.steps())), WantJob)
+    driver.on_message = lambda message: None
+    driver._answered.clear()
+    mark = len(driver.seen)
+    driver.send(job)
+    started = driver.wait_for(JobStarted, after=mark)
+    assert started.step_index == cursor.step_index
+    driver.wait_for(JobTrained)
+    assert driver.stop() == 0
+    entry = driver.ledger()[0]
+    assert entry.steps == started.steps and entry.rows == LONG
+
+
+def test_the_daemon_gone_the_trainer_commits_and_exits_0(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver()
+    driver.add_job(toy_rows(LONG, 1))
+    driver.start()
+    seen = driver.wait_for(StepDone, lambda m: m.global_step >= 5)
+    driver.hang_up()
+    assert driver.wait_end() == 0
+    newest = driver.newest()
+    assert newest is not None
+    assert newest.manifest.global_step >= seen.global_step
+    assert newest.manifest.reason == "daemon_gone"
+
+
+def test_sigterm_commits_and_exits_0(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver()
+    driver.add_job(toy_rows(LONG, 1))
+    driver.start()
+    driver.wait_for(StepDone, lambda m: m.global_step >= 3)
+    os.kill(driver.process.pid, signal.SIGTERM)
+    assert driver.wait_end() == 0
+    newest = driver.newest()
+    assert newest is not None and newest.manifest.global_step >= 3
+
+
+def test_sigterm_wakes_an_idle_trainer(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver()
+    driver.start()
+    driver.wait_for(WantJob)
+    os.kill(driver.process.pid, signal.SIGTERM)
+    assert driver.wait_end() == 0
+    assert driver.newest() is None  # nothing was trained, nothing is written
+
+
+def test_live_settings_act_at_once_and_a_cool_down_ends_at_0(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver(warmup_steps=0)
+    driver.add_job(toy_rows(LONG, 1))
+    ask_at(driver, 3, Reconfigure({"log_steps": 2, "cool_down_steps": 4}))
+    driver.start()
+    driver.wait_for(StepDone, lambda m: m.global_step >= 12)
+    assert driver.stop() == 0
+    steps = driver.steps()
+    assert [m.global_step % 2 for m in steps if m.global_step > 6] == [0] * len(
+        [m for m in steps if m.global_step > 6]
+    )
+    rates = {m.global_step: m.learning_rate for m in steps}
+    assert rates[1] == pytest.approx(3e-3)
+    assert 0 < rates[6] < 3e-3
+    assert rates[10] == rates[12] == 0.0
+
+
+def test_a_second_trainer_waits_for_the_writer_lock(make_driver: Callable[..., Driver]) -> None:
+    from trainer_tui.safety import locks
+
+    driver = make_driver()
+    driver.add_job(toy_rows(10, 1))
+    lock = locks.acquire(driver.workspace.writer_lock)
+    assert lock is not None
+    driver.start()
+    time.sleep(0.3)  # it must do nothing in this time; a longer wait would prove no more
+    assert driver.seen == []
+    lock.release()
+    driver.wait_all_done()
+    assert driver.stop() == 0
