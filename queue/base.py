@@ -130,11 +130,12 @@ class QueueBase:
         return read_error(self.path(job)) if job.folder == FAILED else None
 
     def holder_of(self, file_sha256: str) -> int | None:
-        """The job that has this content, or had it before it was trained and cleared away."""
+        """The job that has this content or had it. One whose report blocked it does not count: the
+        same file may come again once the settings allow it."""
         with self._lock:
             ids = self.index.by_content.get(file_sha256, ())
             sound = [one for one in ids if self.index.by_id[one].folder != FAILED]
-            return min(sound or ids, default=self._known.get(file_sha256))
+            return min(sound, default=self._known.get(file_sha256))
 
     # --- changing --------------------------------------------------------------------------------
 

@@ -7,19 +7,12 @@ that still have a directory are known from there.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from trainer_tui.safety import durable
 
 FILE_NAME = "known_files"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownFile:
-    sha256: str
-    job_id: int
+END = "."  # a line without it was torn
 
 
 def read(queue: Path) -> dict[str, int]:
@@ -31,7 +24,7 @@ def read(queue: Path) -> dict[str, int]:
         return known
     for line in lines[:-1]:
         parts = line.decode("ascii", "replace").split()
-        if len(parts) != 2 or not parts[1].isdigit():
+        if len(parts) != 3 or parts[2] != END or not parts[1].isdigit():
             continue
         sha256, job_id = parts[0], int(parts[1])
         if job_id:
@@ -42,25 +35,8 @@ def read(queue: Path) -> dict[str, int]:
 
 
 def remember(queue: Path, sha256: str, job_id: int) -> None:
-    _append(queue, f"{sha256} {job_id}\n")
+    durable.append_line(queue / FILE_NAME, f"{sha256} {job_id} {END}")
 
 
 def forget(queue: Path, sha256: str) -> None:
-    _append(queue, f"{sha256} 0\n")
-
-
-def _append(queue: Path, line: str) -> None:
-    path = queue / FILE_NAME
-    created = not path.exists()
-    durable._operation("append", path)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = "\n" + line  # the last append was torn
-        os.write(fd, line.encode())
-        durable.sync_file(fd, path)
-    finally:
-        os.close(fd)
-    if created:
-        durable.sync_directory(queue)
+    durable.append_line(queue / FILE_NAME, f"{sha256} 0 {END}")

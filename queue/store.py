@@ -31,6 +31,7 @@ from trainer_tui.queue.job import (
     encode_error,
     encode_meta,
     parse_directory_name,
+    read_error,
 )
 from trainer_tui.queue.moves import QueueMoves, check_priority
 from trainer_tui.queue.order import GAP
@@ -108,6 +109,8 @@ class Queue(QueueMoves):
             position = 0 if last is None else last + GAP
             name = safe_name(meta.original_name.encode())
             job = Job(job_id, FAILED if failed else priority, position, name, meta)
+            if failed:
+                _name_the_job(staged, job_id)
             durable.sync_directory(staged)
             durable.rename(staged, self.path(job))
             self._note(job)
@@ -347,3 +350,12 @@ class Queue(QueueMoves):
         if file_sha256 not in self._known:
             self._known[file_sha256] = job_id
             known.remember(self.folder, file_sha256, job_id)
+
+
+def _name_the_job(staged: Path, job_id: int) -> None:
+    """Commands in a staged `error.json` say ID, because it had none yet."""
+    error = read_error(staged)
+    if error is not None and " ID" in error.hint:
+        hint = error.hint.replace(" ID", f" {job_id}")
+        data = encode_error(msgspec.structs.replace(error, hint=hint))
+        durable.replace(staged / ERROR_NAME, data)

@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 STAGING_PREFIX = ".staging-"
@@ -167,6 +167,25 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
     sync_directory(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a list that only grows; one torn by a power cut is fenced off first.
+
+    A reader leaves out what is not a whole line, and the fragment before a newline of its own.
+    """
+    created = not path.exists()
+    _operation("append", path)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        _write_all(fd, f"{chr(10) if torn else ''}{line}\n".encode())
+        sync_file(fd, path)
+    finally:
+        os.close(fd)
+    if created:
+        sync_directory(path.parent)
+
+
 def remove_file(path: Path) -> None:
     """Unlink, durably. A missing file is not an error: the wish is already fulfilled."""
     _operation("unlink", path)
@@ -232,6 +251,46 @@ def copy_resumed(source_fd: int, target: Path, mode: int = 0o600) -> tuple[str, 
     finally:
         os.close(target_fd)
     return digest.hexdigest(), size
+
+
+def write_hashed(chunks: Iterable[bytes], target: Path, mode: int = 0o600) -> tuple[str, int]:
+    """Write chunks into a new file, hashing on the way, and fsync it.
+
+    Returns:
+        (sha256 in hex, bytes written).
+    """
+    _operation("create", target)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(target, flags, mode)
+    digest, size = hashlib.sha256(), 0
+    try:
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            _write_all(fd, chunk)
+        sync_file(fd, target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return digest.hexdigest(), size
+
+
+def clone(source_fd: int, target: Path, mode: int = 0o600) -> bool:
+    """Make a new file that shares an open file's extents; False where the filesystem cannot."""
+    _operation("create", target)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(target, flags, mode)
+    try:
+        fcntl.ioctl(fd, _FICLONE, source_fd)
+        sync_file(fd, target)
+        return True
+    except OSError:
+        target.unlink()
+        return False
+    finally:
+        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:

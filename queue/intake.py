@@ -1,0 +1,321 @@
+"""From the inbox to a staged job: which file is ready, a safe copy, the original last.
+
+Invariant: a file is read only after its writer has let go of it; nothing but a plain file is ever
+opened; the original is removed only after its job is committed, and only when it is still the file
+that was taken. Killed anywhere in between, the next look finishes or repeats the work: `Source`
+says whether a file in the inbox is the one that a job already holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer_tui.data.row_reader import Limits, is_compressed, plain_chunks
+from trainer_tui.queue.job import DATA_NAME, Job, Source
+from trainer_tui.safety import durable
+from trainer_tui.safety.errors import DataProblem, Refused
+from trainer_tui.safety.text import file_name_text, printable
+from trainer_tui.safety.workspace import Workspace
+
+SETTLE_S = 1.0  # a file must look the same over this long
+TAKEN_PREFIX = ".trainer-tui-taken-"
+_UNFINISHED = (".part", ".tmp", "~")
+
+
+class Busy(Refused):
+    """Not now: somebody still writes it, or it changed while it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file whose writer seems to be done; `take` makes sure."""
+
+    path: Path
+    priority: str
+    source: Source
+
+
+@dataclass(slots=True)
+class InboxLook:
+    """What one look found. `odd`: sentences, each said once, about what is left alone."""
+
+    ready: list[Candidate] = field(default_factory=list)
+    settling: int = 0
+    odd: list[str] = field(default_factory=list)
+
+
+class Inbox:
+    """Remembers what the last look saw. Takes nothing and opens nothing."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._folders = (
+            (workspace.inbox / "high", "high"),
+            (workspace.inbox, "normal"),
+            (workspace.inbox / "low", "low"),
+        )
+        self._seen: dict[Path, tuple[Source, float]] = {}
+        self._said: set[str] = set()
+
+    def look(self, now_s: float) -> InboxLook:
+        """`now_s`: monotonic seconds. Files are ready in their order of name."""
+        found = InboxLook()
+        seen: dict[Path, tuple[Source, float]] = {}
+        odd: set[str] = set()
+        for folder, priority in self._folders:
+            for path, info in _entries(folder):
+                reason = _odd(path, info)
+                if reason is not None:
+                    odd.add(reason)
+                    continue
+                source = source_of(info)
+                before, since = self._seen.get(path, (None, now_s))
+                if before != source:
+                    since = now_s
+                seen[path] = source, since
+                if now_s - since >= SETTLE_S:
+                    found.ready.append(Candidate(path, priority, source))
+                else:
+                    found.settling += 1
+        found.odd = sorted(odd - self._said)
+        self._seen, self._said = seen, odd
+        return found
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    try:
+        if folder.is_symlink():
+            return
+        names = sorted(os.listdir(os.fsencode(folder)))  # noqa: PTH208 - names need not be text
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for raw in names:
+        name = os.fsdecode(raw)
+        if name.startswith(".") or name.endswith(_UNFINISHED):
+            continue
+        path = folder / name
+        try:
+            info = path.lstat()
+        except OSError:
+            continue  # gone again
+        if not (stat.S_ISDIR(info.st_mode) and name in ("high", "low")):
+            yield path, info
+
+
+def _odd(path: Path, info: os.stat_result) -> str | None:
+    """Why something in the inbox is left alone; None for a file that may be taken."""
+    name = file_name_text(os.fsencode(path.name))
+    kind = kind_problem(info)
+    return f"inbox: {printable(name, 80)} {kind}" if kind else None
+
+
+def kind_problem(info: os.stat_result) -> str | None:
+    """Why this is not a file to take; None when it is."""
+    mode = info.st_mode
+    if stat.S_ISLNK(mode):
+        return "is a symbolic link; put the file itself there"
+    if stat.S_ISDIR(mode):
+        return "is a folder; put its files there one by one"
+    if not stat.S_ISREG(mode):
+        return "is not a plain file"
+    if info.st_nlink > 1 and info.st_uid != os.geteuid():
+        return "is a hard link to another user's file; put a copy there"
+    return None
+
+
+def source_of(info: os.stat_result) -> Source:
+    return Source(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+
+
+def open_source(path: Path) -> int:
+    """Open a file to take; the descriptor is the caller's.
+
+    Raises:
+        Refused: not a plain file, or not ours to read; with the reason.
+        Busy: a writer has it open.
+    """
+    name = file_name_text(os.fsencode(path.name))
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        problem = kind_problem(path.lstat())
+        if problem:
+            raise Refused(f"{name} {problem}")
+        fd = os.open(path, flags)
+    except FileNotFoundError:
+        raise Refused(f"{name} is not there") from None
+    except PermissionError:
+        raise Refused(
+            f"{name} may not be read", f"chmod u+r, or chown it to {os.geteuid()}"
+        ) from None
+    except OSError as problem_of_open:
+        if problem_of_open.errno == errno.ELOOP:
+            raise Refused(f"{name} is a symbolic link; put the file itself there") from None
+        raise
+    try:
+        problem = kind_problem(os.fstat(fd))
+        if problem:
+            raise Refused(f"{name} {problem}")
+        if _has_writer(fd):
+            raise Busy(f"{name} is still being written")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _has_writer(fd: int) -> bool:
+    """Ask the kernel by a read lease, given back at once; False where leases cannot be had.
+
+    Whoever opens the file while we hold the lease breaks it, which sends SIGIO; its default
+    action would kill us, so it is ignored (fcntl(2), "Leases").
+    """
+    with contextlib.suppress(ValueError):  # not the main thread: the process has set it already
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as problem:
+        return problem.errno in (errno.EAGAIN, errno.EWOULDBLOCK)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The staged copy. `sha256` and `bytes` are of the (decompressed) copy."""
+
+    sha256: str
+    bytes: int
+    source: Source
+
+
+def copy_into(path: Path, staged: Path, limits: Limits) -> Copied:
+    """Copy a file to take into `staged/data.jsonl`, decompressed, hashed and fsynced.
+
+    Raises:
+        Busy, Refused: as `open_source`; Busy also when it changed meanwhile.
+        DataProblem: damaged compression, a bomb, one endless line.
+        OSError: it cannot be read or the copy cannot be written.
+    """
+    fd = open_source(path)
+    try:
+        before = os.fstat(fd)
+        target = staged / DATA_NAME
+        with os.fdopen(fd, "rb", closefd=False) as stream:
+            head = stream.read(4096)
+            stream.seek(0)
+            if not is_compressed(head):
+                _refuse_endless_line(fd, before.st_size, limits)
+            if not is_compressed(head) and durable.clone(fd, target, 0o400):
+                sha256, size = durable.hash_file(target), target.stat().st_size
+            else:
+                sha256, size = durable.write_hashed(plain_chunks(stream, limits), target, 0o400)
+        after = os.fstat(fd)
+        if _changed(before, after) or not _still_at(path, after) or _has_writer(fd):
+            target.unlink()
+            raise Busy(f"{file_name_text(os.fsencode(path.name))} changed while it was read")
+        return Copied(sha256, size, source_of(after))
+    finally:
+        os.close(fd)
+
+
+def _refuse_endless_line(fd: int, size: int, limits: Limits) -> None:
+    """A line above the cap at the very start is refused before gigabytes are copied."""
+    if size <= limits.max_line_bytes * 4:
+        return
+    position = 0
+    while position <= limits.max_line_bytes:
+        chunk = os.pread(fd, 1 << 20, position)
+        if not chunk or b"\n" in chunk:
+            return
+        position += len(chunk)
+    raise DataProblem(
+        f"its first line is longer than {limits.max_line_bytes} bytes",
+        "the file must be JSON lines, one row on each line",
+    )
+
+
+def _changed(before: os.stat_result, after: os.stat_result) -> bool:
+    return (before.st_size, before.st_mtime_ns, before.st_ctime_ns) != (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    )
+
+
+def _still_at(path: Path, info: os.stat_result) -> bool:
+    try:
+        now = path.lstat()
+    except FileNotFoundError:
+        return False
+    return (now.st_dev, now.st_ino) == (info.st_dev, info.st_ino)
+
+
+# --- after admission ----------------------------------------------------------------------------
+
+
+def remove_original(path: Path, job: Job) -> bool:
+    """Remove the file that became `job`, unless another file has its name by now.
+
+    The name is moved aside first: what was moved is then known for certain, and is put back when
+    it is not what was taken.
+    """
+    aside = path.with_name(f"{TAKEN_PREFIX}{job.id}")
+    try:
+        if source_of(path.lstat()) != job.meta.source:
+            return False
+        durable.rename(path, aside)
+    except FileNotFoundError:
+        return False
+    if source_of(aside.lstat()) != job.meta.source:
+        _put_back(aside, path)
+        return False
+    durable.remove_file(aside)
+    return True
+
+
+def _put_back(aside: Path, path: Path) -> None:
+    """Give a file its name again; if that is taken too, a name beside it."""
+    for name in (path.name, f"recovered-{aside.name.lstrip('.')}.jsonl"):
+        target = path.with_name(name)
+        try:
+            os.link(aside, target, follow_symlinks=False)
+        except FileExistsError:
+            continue
+        durable.sync_directory(target.parent)
+        durable.remove_file(aside)
+        return
+
+
+def recover(workspace: Workspace, jobs: list[Job]) -> list[Path]:
+    """After a kill: remove originals whose jobs are committed, put back what was moved aside.
+
+    Returns:
+        The originals that were removed.
+    """
+    taken = {_place(job.meta.source): job for job in jobs if job.meta.source.inode}
+    removed = []
+    for folder in (workspace.inbox / "high", workspace.inbox, workspace.inbox / "low"):
+        for aside in folder.glob(f"{TAKEN_PREFIX}*"):
+            job = taken.get(_place(source_of(aside.lstat())))
+            if job is not None:
+                durable.remove_file(aside)
+                removed.append(aside)
+            else:
+                _put_back(aside, folder / f"{aside.name.removeprefix(TAKEN_PREFIX)}.jsonl")
+        for path, info in _entries(folder):
+            job = taken.get(_place(source_of(info))) if stat.S_ISREG(info.st_mode) else None
+            if job is not None and remove_original(path, job):
+                removed.append(path)
+    return removed
+
+
+def _place(source: Source) -> tuple[int, int, int, int]:
+    return source.device, source.inode, source.bytes, source.mtime_ns

@@ -1,0 +1,227 @@
+"""`python -m trainer_tui.queue.intake_worker --workspace DIR`: stages files for the daemon.
+
+JSON lines on stdin and stdout, one answer for each request, in order:
+`{"do": "take", "path", "priority", "again", "keep_original", "added_by"}` ->
+`{"ok": true, "staged", "meta", "verdict"}` or `{"ok": false, "class", "message", "hint"}`.
+`path_bytes` (base64) stands for `path` when the name is not UTF-8. Classes: busy (ask again
+later), duplicate, data_error, refused, config, disk, memory, timeout, usage, defect.
+
+Hostile files meet this process, not the daemon: its memory and CPU time are limited and it never
+holds anything but a staging directory. It ends at end of input or after a minute without a request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import errno
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from trainer_tui.data.validation import ValidationSet
+from trainer_tui.queue import report_context
+from trainer_tui.queue.intake import Busy
+from trainer_tui.queue.job import COMPLETED
+from trainer_tui.queue.report import Context
+from trainer_tui.queue.staging import Order, SameContent, stage
+from trainer_tui.safety import config, logs
+from trainer_tui.safety.errors import ConfigProblem, DataProblem, Refused, TrainerTuiError
+from trainer_tui.safety.workspace import Workspace, find
+
+IDLE_EXIT_S = 60.0
+MEMORY_BYTES = 6 << 30
+CPU_BASE_S = 300
+CPU_BYTES_PER_S = 50_000  # slower than any tokenizer on any machine this runs on
+NICENESS = 10
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+log = logging.getLogger("intake")
+
+
+class Request(msgspec.Struct, frozen=True):
+    do: str
+    path: str = ""
+    path_bytes: str = ""
+    priority: str = "normal"
+    again: bool = False
+    keep_original: bool = False
+    added_by: str = ""
+
+
+class _TimeUp(Exception):
+    """The file took more CPU time than its size allows."""
+
+
+class Contexts:
+    """The report's context, built again when what it is made of has changed."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._made_of: tuple[object, ...] = ()
+        self._context: Context | None = None
+
+    def now(self) -> Context:
+        """Raises ConfigProblem."""
+        found = self._look()
+        if self._context is None or found != self._made_of:
+            self._context, self._made_of = report_context.build(self._workspace), found
+        return self._context
+
+    def _look(self) -> tuple[object, ...]:
+        workspace = self._workspace
+        settings = config.load(workspace.config_file)
+        model = config.base_model_folder(settings, workspace.root)
+        newest = ValidationSet.current(workspace.validation)
+        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        marks = tuple(_mark(model / name) for name in names)
+        completed = _mark(workspace.queue / COMPLETED)
+        return settings, marks, completed, newest.id if newest else ""
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def answer(line: bytes, workspace: Workspace, contexts: Contexts) -> dict[str, Any]:
+    """Do what one line asks for; never raises."""
+    try:
+        request = msgspec.json.decode(line, type=Request)
+        if request.do != "take":
+            return _no("usage", f"{request.do!r} is not something to do", "take")
+        order = _order(request)
+        _limit_time(order.path)
+        staged = stage(workspace, order, contexts.now())
+        meta = msgspec.to_builtins(staged.meta)
+        return {
+            "ok": True,
+            "staged": str(staged.folder),
+            "meta": meta,
+            "verdict": staged.meta.verdict,
+        }
+    except Exception as problem:  # noqa: BLE001 - the process's edge: classified, or logged
+        return _classified(problem)
+
+
+def _classified(problem: Exception) -> dict[str, Any]:
+    match problem:
+        case msgspec.MsgspecError():
+            return _no("usage", f"the request is malformed: {problem}", "")
+        case Busy():
+            return _no("busy", problem.message, problem.hint)
+        case SameContent():
+            return _no("duplicate", problem.message, problem.hint)
+        case DataProblem():
+            return _no("data_error", problem.message, problem.hint)
+        case ConfigProblem():
+            return _no("config", problem.message, problem.hint)
+        case Refused() | TrainerTuiError():
+            return _no("refused", problem.message, problem.hint)
+        case MemoryError():
+            return _no("memory", "the file needs more memory than it may have", "split it")
+        case _TimeUp():
+            return _no("timeout", "the file takes far longer than its size allows", "split it")
+        case OSError() if problem.errno in _DISK_ERRORS:
+            return _no("disk", f"the disk does not take it: {problem.strerror}", "make room")
+        case OSError():
+            return _no("refused", f"it cannot be read: {problem.strerror}", "")
+        case _:
+            log.exception("a request failed")
+            return _no(
+                "defect", f"{type(problem).__name__}: {problem}", "see state/logs/intake.log"
+            )
+
+
+def _no(error_class: str, message: str, hint: str) -> dict[str, Any]:
+    return {"ok": False, "class": error_class, "message": message, "hint": hint}
+
+
+def _order(request: Request) -> Order:
+    if request.path_bytes:
+        path = Path(os.fsdecode(base64.b64decode(request.path_bytes)))
+    else:
+        path = Path(request.path)
+    if not path.is_absolute():
+        raise Refused(f"{request.path!r} is not an absolute path")
+    return Order(path, request.priority, request.again, request.keep_original, request.added_by)
+
+
+def _limit_process() -> None:
+    os.umask(0o077)
+    os.nice(NICENESS)  # training comes first
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # a broken lease must not kill
+    signal.signal(signal.SIGXCPU, _time_up)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's; input ends with it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > MEMORY_BYTES:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, hard))
+
+
+def _limit_time(path: Path) -> None:
+    """CPU seconds for this file on top of what was used so far; all threads count."""
+    try:
+        size = path.lstat().st_size
+    except OSError:
+        size = 0
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    wanted = int(used.ru_utime + used.ru_stime) + CPU_BASE_S + size // CPU_BYTES_PER_S
+    if hard == resource.RLIM_INFINITY or wanted < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (wanted, hard))
+
+
+def _time_up(number: int, frame: FrameType | None) -> None:
+    raise _TimeUp
+
+
+def _lines(idle_s: float) -> Iterator[bytes]:
+    """Requests, until the input ends or none comes for `idle_s`."""
+    buffer = b""
+    while True:
+        while b"\n" in buffer:
+            line, _, buffer = buffer.partition(b"\n")
+            yield line
+        ready, _, _ = select.select([0], [], [], idle_s)
+        data = os.read(0, 1 << 16) if ready else b""
+        if not data:
+            return
+        buffer += data
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="intake_worker")
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--idle-s", type=float, default=IDLE_EXIT_S)
+    asked = parser.parse_args()
+    try:
+        workspace = find(asked.workspace)
+    except TrainerTuiError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    _limit_process()
+    logs.set_up(workspace.logs, "intake", console=False)
+    contexts = Contexts(workspace)
+    for line in _lines(asked.idle_s):
+        reply = msgspec.json.encode(answer(line, workspace, contexts)) + b"\n"
+        try:
+            os.write(1, reply)
+        except BrokenPipeError:
+            return 0  # the daemon is gone; its successor sweeps what was staged
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

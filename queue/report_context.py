@@ -1,0 +1,126 @@
+"""What a data report is made against: config, template, validation set, what was trained before.
+
+Everything is optional: without a workspace the defaults hold, without a model folder tokens are
+not counted, and the report says so.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from trainer_tui.data.template import ChatTemplate
+from trainer_tui.data.token_cache import META_NAME as TOKEN_META_NAME
+from trainer_tui.data.token_cache import TokenFile
+from trainer_tui.data.validation import ValidationSet
+from trainer_tui.queue.job import COMPLETED, META_NAME, decode_meta
+from trainer_tui.queue.report import Context, Hashes
+from trainer_tui.safety import config
+from trainer_tui.safety.config import Config
+from trainer_tui.safety.errors import DataProblem
+from trainer_tui.safety.workspace import Workspace
+
+TRAINED_ROWS_KEPT = 8_000_000  # 64 MB
+
+
+def build(workspace: Workspace | None) -> Context:
+    """Read what there is.
+
+    Raises:
+        ConfigProblem: `config.toml` cannot be used.
+    """
+    if workspace is None:
+        return Context(Config(), None, ("no workspace: default settings, tokens not counted",))
+    settings = config.load(workspace.config_file)
+    folder = config.base_model_folder(settings, workspace.root)
+    template, notes = load_template(folder)
+    return Context(
+        config=settings,
+        template=template,
+        template_notes=notes,
+        validation=_validation_hashes(workspace.validation),
+        trained=trained_rows(workspace),
+        tokens_per_s=_measured_speed(workspace.status_file),
+        parameters=parameters_of(folder),
+    )
+
+
+def load_template(folder: Path) -> tuple[ChatTemplate | None, tuple[str, ...]]:
+    """The template and its notes; None with the reason as a note when it cannot be used."""
+    try:
+        template = ChatTemplate.load(folder)
+        return template, template.check().notes
+    except DataProblem as problem:
+        hint = f" ({problem.hint})" if problem.hint else ""
+        return None, (f"{problem.message}{hint}",)
+
+
+def _validation_hashes(folder: Path) -> frozenset[bytes]:
+    found = ValidationSet.current(folder)
+    return found.hashes if found is not None else frozenset()
+
+
+def trained_rows(workspace: Workspace) -> Hashes:
+    """First 8 bytes of the identities of rows in completed files whose tokens are still cached."""
+    completed = _completed_hashes(workspace.queue / COMPLETED)
+    found, rows = [np.zeros(0, np.uint64)], 0
+    tokens = workspace.cache / "tokens"
+    for meta in sorted(tokens.glob(f"*/{TOKEN_META_NAME}")) if completed else ():
+        try:
+            if json.loads(meta.read_bytes()).get("file_sha256") not in completed:
+                continue
+            cached = TokenFile(meta.parent)
+        except (OSError, ValueError, msgspec.MsgspecError):
+            continue  # evicted meanwhile, or of another format: it is a cache
+        found.append(np.array(cached.row_hashes[:, 0], dtype=np.uint64))
+        rows += cached.documents
+        if rows > TRAINED_ROWS_KEPT:
+            break
+    return np.unique(np.concatenate(found))
+
+
+def _completed_hashes(folder: Path) -> frozenset[str]:
+    found = set()
+    for path in folder.glob(f"*/{META_NAME}"):
+        try:
+            found.add(decode_meta(path.read_bytes()).file_sha256)
+        except (OSError, msgspec.MsgspecError):
+            continue
+    return frozenset(found)
+
+
+def _measured_speed(status_file: Path) -> float | None:
+    """Tokens per second that training reached when it last said so."""
+    try:
+        status = json.loads(status_file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    places = (status, status.get("training")) if isinstance(status, dict) else ()
+    for place in places:
+        speed = place.get("tokens_per_s") if isinstance(place, dict) else None
+        if isinstance(speed, int | float) and speed > 0:
+            return float(speed)
+    return None
+
+
+def parameters_of(folder: Path) -> int | None:
+    """Parameters of a model folder, from the headers of its safetensors; None without any."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with path.open("rb") as stream:
+                (size,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(min(size, 100 << 20)))
+        except (OSError, ValueError, struct.error):
+            return None
+        for name, entry in header.items():
+            if name != "__metadata__":
+                count = 1
+                for extent in entry.get("shape", ()):
+                    count *= extent
+                total += count
+    return total or None

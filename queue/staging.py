@@ -1,0 +1,198 @@
+"""Making a staged job: copy, hash, duplicate check, report, tokens, `meta.json`; then it waits to
+be admitted. Only staging directories are written here, and the token cache.
+
+Invariant: an answer `Staged` means a complete, fsynced directory; any other outcome leaves nothing
+behind, and the original untouched in both cases.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from trainer_tui.data import token_cache
+from trainer_tui.data.encode import limits_of
+from trainer_tui.data.options import TokenOptions
+from trainer_tui.data.rows import RowProblem
+from trainer_tui.data.template import EncodedRow
+from trainer_tui.queue import intake, known, report
+from trainer_tui.queue.job import (
+    DATA_NAME,
+    ERROR_NAME,
+    META_NAME,
+    REJECTS_NAME,
+    REPORT_NAME,
+    JobError,
+    Meta,
+    encode_error,
+    encode_meta,
+    names_of,
+)
+from trainer_tui.queue.report import Context, Report
+from trainer_tui.queue.tally import Reject
+from trainer_tui.safety import durable
+from trainer_tui.safety.errors import DataProblem, Refused
+from trainer_tui.safety.workspace import Workspace
+
+
+class SameContent(Refused):
+    """The file's content is a job already (or was); only for files added by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for. `keep_original`: added by name, so a duplicate is an error to answer with;
+    a duplicate in the inbox becomes a failed job that says so."""
+
+    path: Path
+    priority: str = "normal"
+    again: bool = False
+    keep_original: bool = False
+    added_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    folder: Path
+    meta: Meta
+
+
+def stage(workspace: Workspace, order: Order, context: Context) -> Staged:
+    """Take a file.
+
+    Raises:
+        Busy: not now.
+        SameContent, Refused: never as it is.
+        OSError: the disk.
+    """
+    folder = workspace.queue / f"{durable.STAGING_PREFIX}{secrets.token_hex(8)}"
+    durable.make_directory(folder)
+    try:
+        return _stage(workspace, folder, order, context)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _stage(workspace: Workspace, folder: Path, order: Order, context: Context) -> Staged:
+    names = names_of(order.path)
+    meta = Meta(**names, priority=order.priority, added_by=order.added_by)
+    try:
+        copied = intake.copy_into(order.path, folder, limits_of(context.config.intake))
+    except DataProblem as problem:
+        if order.keep_original:
+            raise
+        return _unreadable(folder, order, meta, problem, context)
+    meta = msgspec.structs.replace(
+        meta, source=copied.source, file_sha256=copied.sha256, bytes=copied.bytes
+    )
+    holder = None if order.again else find_holder(workspace.queue, copied.sha256)
+    if holder is not None:
+        return _duplicate(folder, order, meta, holder)
+    found = _report(workspace, folder, meta, context)
+    meta = _with_report(meta, found, context.template is not None)
+    if found.verdict == "block":
+        error = JobError(
+            error_class="blocked",
+            message=found.summary,
+            hint=next((reason.hint for reason in found.reasons if reason.hint), ""),
+        )
+        durable.write_new(folder / ERROR_NAME, encode_error(error))
+    return _finish(folder, meta)
+
+
+def _report(workspace: Workspace, folder: Path, meta: Meta, context: Context) -> Report:
+    """Report and tokens in one pass over the copy."""
+    path = folder / DATA_NAME
+    keep = None
+    if context.template is not None:
+        options = TokenOptions.from_config(context.config)
+        key = token_cache.token_key(meta.file_sha256, context.template, options)
+
+        def keep(rows: Iterator[EncodedRow | RowProblem]) -> None:
+            token_cache.build(workspace.cache, key, meta.file_sha256, rows).close()
+
+    try:
+        outcome = report.make(path, meta.original_name, context, keep=keep)
+        rejects = outcome.rejects
+        found = outcome.report
+    except DataProblem as problem:
+        found, rejects = report.unreadable(meta.original_name, meta.bytes, problem, context), []
+    _write_report(folder, found, rejects)
+    if context.template is not None:
+        token_cache.evict(workspace.cache, int(context.config.disk.cache_gb * 1e9))
+    return found
+
+
+def _write_report(folder: Path, found: Report, rejects: list[Reject]) -> None:
+    data = msgspec.json.format(msgspec.json.encode(found), indent=1)
+    durable.write_new(folder / REPORT_NAME, data, 0o400)
+    if rejects:
+        encoder = msgspec.json.Encoder()
+        lines = encoder.encode_lines(rejects)
+        durable.write_new(folder / REJECTS_NAME, lines, 0o400)
+
+
+def _with_report(meta: Meta, found: Report, tokenised: bool) -> Meta:
+    verdict = found.verdict if tokenised or found.verdict == "block" else "unchecked"
+    return msgspec.structs.replace(
+        meta,
+        rows=found.rows,
+        kept_rows=found.kept_rows,
+        rejected_rows=found.rejected_rows,
+        documents=found.documents,
+        tokens=found.tokens or 0,
+        supervised_tokens=found.supervised_tokens or 0,
+        steps=found.steps or 0,
+        verdict=verdict,
+        summary=found.summary,
+    )
+
+
+def _duplicate(folder: Path, order: Order, meta: Meta, holder: int) -> Staged:
+    message = f"{meta.original_name} has the same content as job {holder}"
+    if order.keep_original:
+        raise SameContent(message, "to train it once more, add it with --again")
+    error = JobError(
+        error_class="duplicate",
+        message=message,
+        hint="to train it once more: trainer-tui queue retry ID --accept",
+    )
+    durable.write_new(folder / ERROR_NAME, encode_error(error))
+    return _finish(folder, msgspec.structs.replace(meta, verdict="block", summary=message))
+
+
+def _unreadable(
+    folder: Path, order: Order, meta: Meta, problem: DataProblem, context: Context
+) -> Staged:
+    """A file of the inbox that is no JSON lines at all: kept as it is, as a failed job."""
+    (folder / DATA_NAME).unlink(missing_ok=True)
+    fd = intake.open_source(order.path)
+    try:
+        source = intake.source_of(os.fstat(fd))
+        sha256, size = durable.copy_hashed(fd, folder / DATA_NAME, 0o400)
+    finally:
+        os.close(fd)
+    found = report.unreadable(meta.original_name, size, problem, context)
+    _write_report(folder, found, [])
+    error = JobError(error_class="unreadable", message=problem.message, hint=problem.hint)
+    durable.write_new(folder / ERROR_NAME, encode_error(error))
+    meta = msgspec.structs.replace(meta, source=source, file_sha256=sha256, bytes=size)
+    return _finish(folder, msgspec.structs.replace(meta, verdict="block", summary=problem.message))
+
+
+def _finish(folder: Path, meta: Meta) -> Staged:
+    durable.write_new(folder / META_NAME, encode_meta(meta))
+    durable.sync_directory(folder)
+    return Staged(folder, meta)
+
+
+def find_holder(queue: Path, file_sha256: str) -> int | None:
+    """The job that has this content, or had it. The daemon asks again when it admits."""
+    return known.read(queue).get(file_sha256)
