@@ -14,11 +14,12 @@ import signal
 import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from trainer_tui.daemon import api, api_jobs, status, undo
+from trainer_tui.daemon import api, api_jobs, eta, status, undo
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.figures import points
@@ -26,6 +27,7 @@ from trainer_tui.daemon.history import History
 from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import Server, listen_tcp, make_server
 from trainer_tui.daemon.inbox import Inbox
+from trainer_tui.daemon.job_view import Context
 from trainer_tui.daemon.keeper import Keeper
 from trainer_tui.daemon.run import daemon_record
 from trainer_tui.daemon.settings import Settings
@@ -100,7 +102,9 @@ class Daemon:
             self._entry,
             self._run_tag,
         )
+        self._training.blocker = "the trainer of the last daemon finishes its step"
         self._desk.on_change = self._training.poke
+        self._desk.context = self._job_context
         self._keeper = Keeper(
             self._workspace, self._settings, self._training, self._bus, self._teller
         )
@@ -146,15 +150,15 @@ class Daemon:
         await self._remember_figures()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
-        server = make_server(api.make_app(house), self._settings.config.api.token)
-        serving = self._start(server.serve(sockets=[listener, *self._tcp()]))
+        await self._keeper.refresh()
+        await self._look_around()  # so that the first answer is whole
         record = daemon_record(self._workspace, status.version(), self._started_at)
         await asyncio.to_thread(durable.replace, self._workspace.daemon_file, record)
+        server = make_server(api.make_app(house), self._settings.config.api.token)
+        serving = self._start(server.serve(sockets=[listener, *self._tcp()]))
         self._teller.say("info", "daemon", f"the daemon serves {self._workspace.root}")
         if self._settings.problem:
             self._teller.say("error", "config", self._settings.problem)
-        await self._keeper.refresh()
-        await self._look_around()
         work = [
             self._start(self._training.run()),
             self._start(self._inbox.run()),
@@ -319,8 +323,6 @@ class Daemon:
         """A trainer of a killed daemon finishes its step and commits before ours may start."""
         deadline_s = clock.monotonic_s() + ORPHAN_GRACE_S
         while left := await asyncio.to_thread(processes.tagged, f"{self._run_tag}:"):
-            if self._training.blocker == "":
-                self._training.blocker = "the trainer of the last daemon finishes its step"
             if clock.monotonic_s() > deadline_s:
                 self._teller.say("warning", "trainer", f"{len(left)} left-over processes ended")
                 for process in left:
@@ -329,6 +331,25 @@ class Daemon:
         self._orphans = False
         self._training.blocker = await asyncio.to_thread(self._find_blocker)
         self._training.poke()
+
+    def _job_context(self) -> Context:
+        """What views of jobs depend on, at this moment."""
+        training, figures = self._training, self._training.figures
+        facts = training.facts()
+        fractions = {
+            job.id: figures.fraction if job.id == training.in_hand else training.fraction_of(job.id)
+            for job in self._desk.processing
+        }
+        idle = facts.wish == "run" and not (facts.blocker or facts.hold)
+        return Context(
+            now=datetime.now().astimezone(),
+            quiet=self._desk.quiet(),
+            not_training="" if idle else status.not_training(training, facts),
+            speed=eta.speed(figures.token_rates),
+            epochs=figures.epochs,
+            in_hand_s=eta.job_seconds(figures) or (0.0 if figures.job_id is None else None),
+            fractions=fractions,
+        )
 
     # --- undo ------------------------------------------------------------------------------------
 

@@ -143,6 +143,19 @@ def reason(training: Training, facts: decide.Facts) -> str | None:
     return None
 
 
+def not_training(training: Training, facts: decide.Facts) -> str:
+    """Why a waiting file cannot be next, in a few words."""
+    match facts.wish:
+        case "pause":
+            return "training is paused"
+        case "stopped" | "stop_after_file":
+            return "training is stopped"
+        case "degraded":
+            return "training was given up"
+        case "run":
+            return facts.hold or facts.blocker
+
+
 def _job(sources: Sources) -> dict[str, Any] | None:
     figures, training = sources.training.figures, sources.training
     job_id = training.in_hand

@@ -76,6 +76,7 @@ class Training:
         self._said_stopping = False
         self._resuming = False
         self._trained: set[int] = set()
+        self._started_fractions: dict[int, float] = {}
         self._idle_since_s = 0.0
         self._back_off_until_s = 0.0
         self._last_step_event_s = 0.0
@@ -166,6 +167,11 @@ class Training:
     def skip(self, job_id: int) -> None:
         """Ask for it; `_refused` is the effect."""
         self.send(messages.Skip(job_id))
+
+    def fraction_of(self, job_id: int) -> float | None:
+        """Of a job in `processing/` that is not in hand: trained and not committed yet, or
+        started; None when that is not known."""
+        return 1.0 if job_id in self._trained else self._started_fractions.get(job_id)
 
     def settings_changed(self) -> None:
         """Tell the trainer what is live; the rest waits for the next one."""
@@ -421,6 +427,12 @@ class Training:
         if self.figures.saved_step is None:
             self.figures.saved_step = self.figures.global_step = found.manifest.global_step
             self.figures.lineage, self.figures.checkpoint = found.manifest.lineage, found.folder
+        self._started_fractions = {
+            cursor.job_id: (cursor.epoch * cursor.steps + cursor.step_index)
+            / (cursor.steps * self._settings.in_force().epochs)
+            for cursor in found.manifest.cursors
+            if cursor.steps
+        }
         done = []
         for job_id, entry in sorted(found.completed.items()):
             await self._desk.complete(job_id, entry)
