@@ -1,22 +1,20 @@
-"""Starting the screen on a real terminal: colours, settings, what was seen last; and leaving it."""
+"""Starting the screen on a real terminal: colours, what was seen last; and leaving it."""
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import sys
 from pathlib import Path
 
 import msgspec
 
-from trainer_tui.safety import config as settings
 from trainer_tui.safety import durable
-from trainer_tui.safety.errors import ConfigProblem
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.tui import glyphs, terminal
 from trainer_tui.tui.view import Lost, View
 
-LEFT = "detached; training goes on. trainer-tui comes back to it."
 SEEN_FILE = "screen.json"
 
 
@@ -33,18 +31,17 @@ def attach(workspace_root: Path, *, read_only: bool, socket: Path) -> int:
     from trainer_tui.tui.control import TrainerApp
     from trainer_tui.tui.remote import Remote
 
-    screen, problem = _screen_settings(workspace)
+    actor = f"the screen of {getpass.getuser()}"
+    light = answer.wait()
     app = TrainerApp(
-        Remote(socket),
-        palette=terminal.palette(screen.theme, answer.wait(), os.environ),
+        Remote(socket, actor),
+        palette=terminal.palette("", light, os.environ),
         glyphs=glyphs.choose(encoding=sys.stdout.encoding or "ascii"),
-        keys=screen.keys,
-        read_only=read_only or screen.read_only,
+        read_only=read_only,
+        actor=actor,
         seen=_read_seen(workspace),
         pictures_folder=Path.cwd(),
     )
-    if problem:
-        app.first_words = problem
     app.run()
     if app.return_code:
         return app.return_code
@@ -67,14 +64,6 @@ def leaving_words(view: View) -> str:
             return (
                 f"detached; the daemon goes on, training is {state}. trainer-tui comes back to it."
             )
-
-
-def _screen_settings(workspace: Workspace) -> tuple[settings.Screen, str]:
-    """The [screen] section; the defaults and a sentence when the file cannot be used."""
-    try:
-        return settings.load(workspace.config_file).screen, ""
-    except ConfigProblem as problem:
-        return settings.Screen(), problem.message
 
 
 def _read_seen(workspace: Workspace) -> int | None:

@@ -88,6 +88,27 @@ def bucketed(
     return tuple((sx / n, sy / n) for _, (sx, sy, n) in sorted(sums.items()))
 
 
+def envelope(
+    points: Sequence[Point], low: float, high: float, columns: int
+) -> tuple[tuple[float, float], ...]:
+    """Lowest and highest value per column, in turn, so that a line through them fills the band."""
+    width = (high - low) / columns or 1.0
+    ends: dict[int, tuple[float, float]] = {}
+    for point in points:
+        if not low <= point.step <= high or point.mean is None or not math.isfinite(point.mean):
+            continue
+        index = min(columns - 1, int((point.step - low) / width))
+        least = point.mean if point.min is None else point.min
+        most = point.mean if point.max is None else point.max
+        old = ends.get(index, (least, most))
+        ends[index] = (min(old[0], least), max(old[1], most))
+    out: list[tuple[float, float]] = []
+    for index, (least, most) in sorted(ends.items()):
+        x = low + (index + 0.5) * width
+        out += [(x, least), (x, most)] if index % 2 else [(x, most), (x, least)]
+    return tuple(out)
+
+
 def axes_for(series: Sequence[Series], x_low: float, x_high: float, log: bool) -> Axes:
     """Round limits around what is inside the window; outliers of more than 20 % are cut off."""
     values = sorted(y for item in series for x, y in item.points if x_low <= x <= x_high)

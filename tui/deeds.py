@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui import situation as can
-from trainer_tui.tui.view import Job, Panel, Version
+from trainer_tui.tui.view import Job, Panel
 
 if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
@@ -139,19 +141,16 @@ async def hold(app: TrainerApp) -> None:
     job = _job(app)
     await app.change("POST", f"/v1/jobs/{job.id}/{'unhold' if job.held else 'hold'}")
     app.feed_again("jobs")
-    app.say(
-        f"{app.glyphs.check} #{job.id} {'let go' if job.held else 'held back · h lets it go'}",
-        "good",
-    )
+    words = "let go" if job.held else "held back · h lets it go"
+    app.say(f"{app.glyphs.check} #{job.id} {words}", "good")
 
 
 async def remove(app: TrainerApp) -> None:
     job = _job(app)
     await app.change("DELETE", f"/v1/jobs/{job.id}")
     app.forget_job(job.id)
-    app.say(
-        f"{app.glyphs.check} #{job.id} {printable(job.name, 30)} removed · u brings it back", "good"
-    )
+    name = printable(job.name, 30)
+    app.say(f"{app.glyphs.check} #{job.id} {name} removed · u brings it back", "good")
 
 
 async def retry(app: TrainerApp) -> None:
@@ -171,163 +170,29 @@ async def retry(app: TrainerApp) -> None:
     app.say(f"{app.glyphs.check} #{job.id} waits again · u undoes it", "good")
 
 
-# --- versions ---
-
-
-def _version(app: TrainerApp) -> Version:
-    version = app.situation().version
-    assert version is not None, "checked by the action"
-    return version
-
-
-async def show_versions(app: TrainerApp) -> None:
-    app.toggle_panel(Panel.VERSIONS)
-
-
-async def make_version(app: TrainerApp) -> None:
-    text = await app.ask("Make a version", "What is it? One line, for the list of versions:")
-    if text is None:
-        return
-    app.say("making a version…", "dim")
-    made = await app.change("POST", "/v1/versions", {"description": text})
-    number = made.get("number") if isinstance(made, dict) else None
-    app.feed_again("versions")
-    name = f"v{number:03d}" if isinstance(number, int) else "a version"
-    app.say(f"{app.glyphs.check} made {name}", "good")
-
-
-async def roll_back(app: TrainerApp) -> None:
-    version = _version(app)
-    if version.state != "ok":
-        app.say(f"v{version.number:03d} is {version.state}; choose another", "bad")
-        return
-    if not await app.confirm(f"Roll back to v{version.number:03d}?", rollback_words(app, version)):
-        return
-    app.say(f"rolling back to v{version.number:03d}…", "dim")
-    await app.change("POST", f"/v1/versions/{version.number}/restore")
-    for what in ("versions", "metrics", "jobs"):
-        app.feed_again(what)
-    app.say(f"{app.glyphs.check} the model is v{version.number:03d} again", "good")
-
-
-def rollback_words(app: TrainerApp, version: Version) -> list[str]:
-    """What changes: steps, files, validation; and what does not."""
-    training = app.view.training
-    now, then = training.global_step, version.global_step
-    lines = []
-    if now is not None and then is not None:
-        lines.append(
-            f"What steps {figures.count(then + 1)} to {figures.count(now)} taught is undone:"
-        )
-        lines.append(f"{figures.count(now - then)} steps.")
-    lost = _files_since(app, version)
-    if lost:
-        lines.append(f"Files trained since: {', '.join(lost[:4])}{' …' if len(lost) > 4 else ''}.")
-    lines.append(
-        f"Validation loss {figures.loss(training.val_loss)} now, {figures.loss(version.loss)} then."
-    )
-    if training.unsaved_steps:
-        lines.append(f"{training.unsaved_steps} steps are not saved yet; they are saved first.")
-    lines.append("Every version and checkpoint stays; the step count goes on from here.")
-    return lines
-
-
-def _files_since(app: TrainerApp, version: Version) -> list[str]:
-    made = version.created_at or ""
-    return [
-        printable(job.name, 24)
-        for job in app.view.jobs
-        if job.state == "completed" and (job.finished_at or "") > made
-    ]
-
-
-async def diff_version(app: TrainerApp) -> None:
-    version = _version(app)
-    older = [v for v in app.view.versions if v.number < version.number]
-    if not older:
-        app.say(f"v{version.number:03d} is the first", "dim")
-        return
-    before = max(older, key=lambda item: item.number)
-    await app.show_page(
-        f"v{before.number:03d} → v{version.number:03d}", diff_lines(before, version)
-    )
-
-
-def diff_lines(before: Version, after: Version) -> list[str]:
-    """What is different between two versions, one fact a line."""
-    names_before = {item.get("name") for item in before.files or []}
-    new = [
-        str(item.get("name")) for item in after.files or [] if item.get("name") not in names_before
-    ]
-    lines = [
-        f"steps    {figures.count(before.global_step)} → {figures.count(after.global_step)}",
-        f"tokens   {figures.short_count(before.tokens)} → {figures.short_count(after.tokens)}",
-        f"lineage  {before.lineage} → {after.lineage}",
-    ]
-    for name in sorted({*(before.validation or {}), *(after.validation or {})}):
-        a, b = (before.validation or {}).get(name), (after.validation or {}).get(name)
-        change = figures.signed(b - a) if a is not None and b is not None else ""
-        lines.append(f"val {name:<8} {figures.loss(a)} → {figures.loss(b)}  {change}")
-    lines += ["", "files trained in between:" if new else "no new files"]
-    return lines + [f"  {printable(name, 60)}" for name in new]
-
-
-async def pin(app: TrainerApp) -> None:
-    version = _version(app)
-    deed = "unpin" if version.pinned else "pin"
-    await app.change("POST", f"/v1/versions/{version.number}/{deed}")
-    app.feed_again("versions")
-    app.say(f"{app.glyphs.check} v{version.number:03d} {deed}ned", "good")
-
-
-async def verify(app: TrainerApp) -> None:
-    version = _version(app)
-    app.say(f"reading every byte of v{version.number:03d}…", "dim")
-    await app.change("POST", f"/v1/versions/{version.number}/verify")
-    app.feed_again("versions")
-    app.say(f"{app.glyphs.check} v{version.number:03d}: every hash is right", "good")
-
-
-async def delete_version(app: TrainerApp) -> None:
-    version = _version(app)
-    words = [
-        f"{printable(version.description or version.name, 60)}",
-        f"Its weights ({figures.size(version.bytes)}) are lost for good.",
-        "Other versions, the checkpoints and the training stay as they are.",
-    ]
-    if not await app.confirm(f"Delete v{version.number:03d}?", words):
-        return
-    await app.change("DELETE", f"/v1/versions/{version.number}")
-    app.feed_again("versions")
-    app.say(f"{app.glyphs.check} v{version.number:03d} deleted", "good")
-
-
 # --- undo, config ---
 
 
 async def undo(app: TrainerApp) -> None:
-    await _undo(app, "undo", "undone")
+    await _undo(app, "undo", "ctrl+r does it again")
 
 
 async def redo(app: TrainerApp) -> None:
-    await _undo(app, "redo", "done again")
+    await _undo(app, "redo", "u undoes it")
 
 
-async def _undo(app: TrainerApp, deed: str, done: str) -> None:
+async def _undo(app: TrainerApp, deed: str, back: str) -> None:
+    """Asks first when the act was somebody else's."""
+    acts = msgspec.json.decode(await app.backend.get("/v1/undo"))
+    act = acts.get(deed) if isinstance(acts, dict) else None
+    if isinstance(act, dict) and act.get("by") not in (app.actor, None):
+        by, text = printable(str(act["by"]), 40), printable(str(act.get("text")), 80)
+        if not await app.confirm(f"{deed.capitalize()} what {by} did?", [text]):
+            return
     answer = await app.change("POST", f"/v1/{deed}")
-    what = ""
-    if isinstance(answer, dict):
-        found = answer.get("undone") or answer.get("redone") or answer.get("text") or ""
-        what = (
-            str(found.get("text") or found.get("what") or "")
-            if isinstance(found, dict)
-            else str(found)
-        )
+    what = str(answer.get("text") or "") if isinstance(answer, dict) else ""
     app.feed_again("jobs")
-    other = "ctrl+r" if deed == "undo" else "u"
-    app.say(
-        f"{app.glyphs.check} {done}{': ' + printable(what, 80) if what else ''} · {other}", "good"
-    )
+    app.say(f"{app.glyphs.check} {printable(what, 100) or deed} · {back}", "good")
 
 
 async def approve(app: TrainerApp) -> None:
@@ -335,8 +200,9 @@ async def approve(app: TrainerApp) -> None:
     pending = list(status.config.pending) if status else []
     lines = [printable(_pending_words(item), 100) for item in pending]
     if await app.confirm("Approve this change of the configuration?", lines):
-        await app.change("PATCH", "/v1/config", {"approve": True})
-        app.say(f"{app.glyphs.check} approved; it acts on the next file", "good")
+        answer = await app.change("PATCH", "/v1/config", {"approve": True})
+        text = str(answer.get("text") or "") if isinstance(answer, dict) else ""
+        app.say(f"{app.glyphs.check} {printable(text, 120) or 'approved'}", "good")
 
 
 def _pending_words(item: object) -> str:

@@ -26,6 +26,7 @@ from trainer_tui.tui.view import (
     Lost,
     Metrics,
     Said,
+    SettingsDocument,
     Status,
     Step,
     Versions,
@@ -80,6 +81,8 @@ class Feed:
         await asyncio.gather(
             self.read_jobs(), self.read_history(), self.read_metrics(), self.read_versions()
         )
+        settings = await self._read("/v1/config", SettingsDocument)
+        self._post(news.SettingsCame(settings.values.screen))
         self._seen = None  # only the first snapshot of a visit tells what was missed
 
     async def read_jobs(self) -> None:

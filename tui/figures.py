@@ -36,11 +36,10 @@ def size(value_bytes: float | None) -> str:
     """Bytes in powers of 1024: `71.2G`."""
     if value_bytes is None:
         return UNKNOWN
-    number, unit = float(value_bytes), ""
-    for unit in _SIZES:
-        if number < 1023.5:
-            break
-        number /= 1024
+    number, power = float(value_bytes), 0
+    while number >= 1023.5 and power < len(_SIZES) - 1:
+        number, power = number / 1024, power + 1
+    unit = _SIZES[power]
     digits = 0 if not unit or number >= 99.95 else 1
     return f"{number:.{digits}f}".removesuffix(".0") + (unit or "B")
 

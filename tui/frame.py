@@ -21,7 +21,7 @@ def framed(
     if height < 2 or width < 4:
         return [fit(row, width) for row in rows[:height]]
     edge = "focus" if focused else "frame"
-    top_left, top_right, low_left, low_right = glyphs.corners
+    top_left, top_right, low_left, low_right = tuple(glyphs.corners)
     top = Line().add(f"{top_left}{glyphs.across} ", edge)
     top.add(f"{number} " if number else "", "key" if focused else "dim")
     top.add(f"{name} ", "title" if focused else "strong")

@@ -41,6 +41,7 @@ class Hands(App[int]):
     glyphs: Glyphs = UNICODE
     palette: str = "dark"
     read_only: bool = False
+    actor: str = "screen"
 
     def __init__(self) -> None:
         super().__init__(ansi_color=True)

@@ -23,6 +23,7 @@ from trainer_tui.tui.view import (
     Panel,
     Point,
     Said,
+    ScreenSettings,
     Status,
     Step,
     Version,
@@ -98,6 +99,13 @@ class SaidCame:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsCame:
+    """The person's own settings of the screen; the app takes them, the view does not change."""
+
+    settings: ScreenSettings
+
+
+@dataclass(frozen=True, slots=True)
 class AwayRead:
     """The strip of what happened meanwhile has been read."""
 
@@ -114,6 +122,7 @@ News = (
     | JobsChangedCame
     | SaidCame
     | AwayRead
+    | SettingsCame
 )
 
 
@@ -151,6 +160,8 @@ def reduce(view: View, news: News) -> tuple[View, Touched]:
             kept = (said, *(old for old in view.said if old.id != said.id))
             touched = frozenset({Panel.EVENTS, Panel.LOSS, Panel.STATUS})
             return replace(view, said=kept[:EVENTS_KEPT]), touched
+        case SettingsCame():
+            return view, NONE
         case AwayRead():
             return replace(view, away=()), frozenset({Panel.EVENTS})
         case _ as never:

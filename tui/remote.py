@@ -68,8 +68,9 @@ class Backend(Protocol):
 class Remote:
     """A client of the daemon at `socket`; the path may be longer than 107 bytes."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, actor: str = "screen") -> None:
         self._socket = socket
+        self._actor = actor
         self._client: httpx.AsyncClient | None = None
         self._folder_fd: int | None = None
 
@@ -97,7 +98,7 @@ class Remote:
 
     async def send(self, method: str, path: str, body: object = None) -> bytes:
         content = msgspec.json.encode(body if body is not None else {})
-        headers = {"Content-Type": "application/json", "X-Actor": "screen"}
+        headers = {"Content-Type": "application/json", "X-Actor": self._actor}
         return await self._ask(method, path, content=content, headers=headers)
 
     async def _ask(self, method: str, path: str, **more: Any) -> bytes:

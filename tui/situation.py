@@ -1,15 +1,15 @@
-"""What an action needs to know to say whether it can be done now. Frozen, so that it is testable."""
+"""What an action needs to know to say whether it can be done now."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer_tui.tui.view import Connecting, Job, Live, Lost, Panel, Version, View
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    view: View = View()
+    view: View = field(default_factory=View)
     focus: Panel | None = Panel.QUEUE
     job: Job | None = None
     version: Version | None = None

@@ -18,7 +18,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     """A JSON object of the API."""
 
 
-class Daemon(Document):
+class Daemon(Document, frozen=True, kw_only=True):
     pid: int | None = None
     version: str = ""
     started_at: str | None = None
@@ -28,14 +28,14 @@ class Daemon(Document):
     viewers: int | None = None
 
 
-class Intent(Document):
+class Intent(Document, frozen=True, kw_only=True):
     training: str = "run"
     by: str | None = None
     at: str | None = None
     why: str | None = None
 
 
-class Current(Document):
+class Current(Document, frozen=True, kw_only=True):
     """The job in hand."""
 
     id: int
@@ -47,7 +47,7 @@ class Current(Document):
     epochs: int | None = None
 
 
-class Training(Document):
+class Training(Document, frozen=True, kw_only=True):
     state: str = "starting"
     reason: str | None = None
     intent: Intent = Intent()
@@ -79,7 +79,7 @@ class Training(Document):
     unsaved_steps: int | None = None
 
 
-class Model(Document):
+class Model(Document, frozen=True, kw_only=True):
     name: str | None = None
     parameters: float | None = None
     device: str | None = None
@@ -88,7 +88,7 @@ class Model(Document):
     latest_version: int | None = None
 
 
-class QueueCounts(Document):
+class QueueCounts(Document, frozen=True, kw_only=True):
     waiting: int = 0
     high: int = 0
     normal: int = 0
@@ -98,7 +98,7 @@ class QueueCounts(Document):
     failed: int = 0
 
 
-class Gpu(Document):
+class Gpu(Document, frozen=True, kw_only=True):
     index: int = 0
     name: str = "GPU"
     utilisation_percent: float | None = None
@@ -109,7 +109,7 @@ class Gpu(Document):
     power_limit_w: float | None = None
 
 
-class Machine(Document):
+class Machine(Document, frozen=True, kw_only=True):
     gpus: list[Gpu] = []
     gpu_problem: str | None = None
     cores: int | None = None
@@ -122,13 +122,13 @@ class Machine(Document):
     disk_total_bytes: float | None = None
 
 
-class ConfigState(Document):
+class ConfigState(Document, frozen=True, kw_only=True):
     hash: str | None = None
     problem: Any = None
     pending: list[Any] = []
 
 
-class Status(Document):
+class Status(Document, frozen=True, kw_only=True):
     """`GET /v1/status`."""
 
     revision: int = 0
@@ -142,7 +142,7 @@ class Status(Document):
     config: ConfigState = ConfigState()
 
 
-class Trouble(Document):
+class Trouble(Document, frozen=True, kw_only=True):
     """Why a job failed."""
 
     class_: str | None = msgspec.field(default=None, name="class")
@@ -150,7 +150,7 @@ class Trouble(Document):
     hint: str | None = None
 
 
-class Job(Document):
+class Job(Document, frozen=True, kw_only=True):
     id: int
     name: str = ""
     state: str = "waiting"
@@ -172,6 +172,7 @@ class Job(Document):
     finished_at: str | None = None
     seconds: float | None = None
     fraction: float | None = None
+    added_by: str | None = None
     eta_s: list[float | None] | None = None
     why_waiting: str | None = None
     error: Trouble | None = None
@@ -179,13 +180,13 @@ class Job(Document):
     val_after: float | None = None
 
 
-class Jobs(Document):
+class Jobs(Document, frozen=True, kw_only=True):
     revision: int = 0
     jobs: list[Job] = []
     total: int = 0
 
 
-class Version(Document):
+class Version(Document, frozen=True, kw_only=True):
     number: int
     name: str = ""
     description: str | None = None
@@ -211,13 +212,31 @@ class Version(Document):
         return fixed if fixed is not None else next(iter(measured.values()), None)
 
 
-class Versions(Document):
+class Versions(Document, frozen=True, kw_only=True):
     versions: list[Version] = []
     latest: int | None = None
     current_lineage: int | None = None
 
 
-class Said(Document):
+class ScreenSettings(Document, frozen=True, kw_only=True):
+    """The `[screen]` section of config.toml."""
+
+    theme: str = "trainer"
+    read_only: bool = False
+    keys: dict[str, str] = {}
+
+
+class SettingsValues(Document, frozen=True, kw_only=True):
+    screen: ScreenSettings = ScreenSettings()
+
+
+class SettingsDocument(Document, frozen=True, kw_only=True):
+    """What the screen wants of `GET /v1/config`."""
+
+    values: SettingsValues = SettingsValues()
+
+
+class Said(Document, frozen=True, kw_only=True):
     """One line of what happened."""
 
     id: int = 0
@@ -228,11 +247,11 @@ class Said(Document):
     data: Any = None
 
 
-class History(Document):
+class History(Document, frozen=True, kw_only=True):
     events: list[Said] = []
 
 
-class Point(Document):
+class Point(Document, frozen=True, kw_only=True):
     """A bucket of one series: one step, or several drawn as one."""
 
     step: float
@@ -242,13 +261,13 @@ class Point(Document):
     at: str | None = None
 
 
-class Metrics(Document):
+class Metrics(Document, frozen=True, kw_only=True):
     series: dict[str, list[Point]] = {}
     from_step: float | None = None
     to_step: float | None = None
 
 
-class Step(Document):
+class Step(Document, frozen=True, kw_only=True):
     """A `step` event."""
 
     step: int
@@ -260,7 +279,7 @@ class Step(Document):
     at: str | None = None
 
 
-class Evaluated(Document):
+class Evaluated(Document, frozen=True, kw_only=True):
     step: int
     series: str = "val_loss"
     loss: float | None = None
@@ -269,7 +288,7 @@ class Evaluated(Document):
     at: str | None = None
 
 
-class JobsChanged(Document):
+class JobsChanged(Document, frozen=True, kw_only=True):
     revision: int = 0
     changed: list[Job] = []
     removed: list[int] = []

@@ -52,7 +52,8 @@ def example_jobs() -> list[dict[str, Any]]:
             why_waiting="quiet hours until 22:00"),
         job(30, "catalog.jsonl", "failed", error=blocked, verdict="block",
             summary="7.2 % of rows over 4096 tokens", finished_at="2026-11-24T11:00:00.000Z"),
-        job(29, "tone-2.jsonl", "completed", rows=8000, seconds=2520, fraction=1.0, val_before=1.419,
+        job(29, "tone-2.jsonl", "completed", rows=8000, seconds=2520, fraction=1.0,
+            val_before=1.419,
             val_after=1.398, finished_at="2026-11-24T11:32:50.000Z"),
     ]  # fmt: skip
 
@@ -65,7 +66,8 @@ def example_versions() -> list[dict[str, Any]]:
             "created_at": f"2026-11-{24 - i:02d}T10:40:00.000Z", "automatic": i in (1, 3),
             "global_step": 18_211 - 900 * i, "lineage": 0, "parent": 41 - i,
             "tokens": 602_000_000 - 30_000_000 * i,
-            "files": [{"job_id": 29 - i, "name": f"tone-{i}.jsonl", "rows": 8000, "tokens": 2_100_000}],
+            "files": [{"job_id": 29 - i, "name": f"tone-{i}.jsonl", "rows": 8000,
+                       "tokens": 2_100_000}],
             "validation": {"fixed": 1.3981 + 0.013 * i, "general": 2.01}, "bytes": int(1.2 * GIGA),
             "pinned": i == 2, "weights_only": i > 2, "live": i == 0, "state": "ok",
         }
@@ -90,10 +92,25 @@ def example_events() -> list[dict[str, Any]]:
         ("10:00:02", "info", "job", "support.jsonl started: 41k rows, 130 steps"),
     ]
     return [
-        {"id": 5012 - i, "at": f"2026-11-24T{at}.000Z", "level": level, "topic": topic, "text": text,
-         "data": {}}
+        {"id": 5012 - i, "at": f"2026-11-24T{at}.000Z", "level": level, "topic": topic,
+         "text": text, "data": {}}
         for i, (at, level, topic, text) in enumerate(rows)
     ]  # fmt: skip
+
+
+def example_report() -> dict[str, Any]:
+    chat = [
+        ("<|im_start|>user\nWhere is my refund?<|im_end|>\n<|im_start|>assistant\n", False),
+        ("It was sent on Monday and arrives within five days.<|im_end|>", True),
+    ]
+    return {
+        "verdict": "warn", "max_length": 4096, "duplicate_rows": 12, "trained_before_rows": 0,
+        "reasons": [{"severity": "warn", "code": "duplicates", "message": "12 rows are there twice",
+                     "hint": "trained once each all the same"}],
+        "lengths": {"p50": 212, "p90": 640, "p95": 800, "p99": 1800, "longest": 3900},
+        "samples": [{"line": 1, "tokens": 40, "supervised": 14,
+                     "runs": [{"text": text, "supervised": lit} for text, lit in chat]}],
+    }  # fmt: skip
 
 
 def loss_at(step: int) -> float:
@@ -133,7 +150,8 @@ class FakeDaemon:
             {"step": s, "mean": loss_at(s) + 0.09, "min": None, "max": None, "at": NOW}
             for s in range(500, self.step, 500)
         ]
-        self.undone: list[str] = []
+        self.screen: dict[str, Any] = {}
+        self.undo_act: dict[str, str] | None = {"by": "screen", "text": "#34 moved"}
         self._replace()
 
     def _replace(self) -> None:
@@ -236,14 +254,30 @@ class FakeDaemon:
                     limit = int(query.get("limit") or 100)
                     return 200, {"revision": self.revision, "jobs": self.jobs[:limit],
                                  "total": len(self.jobs)}  # fmt: skip
-                case ["jobs", number, "report"]:
-                    return 200, {"verdict": "ok", "findings": [], "id": int(number)}
+                case ["jobs", _, "report"]:
+                    return 200, example_report()
+                case ["config"]:
+                    return 200, {"values": {"screen": self.screen}}
+                case ["undo"]:
+                    return 200, {"undo": self.undo_act, "redo": None}
+                case ["versions", "diff", _, _]:
+                    return 200, {
+                        "steps": 900,
+                        "validation": {"fixed": {"first": 1.411, "second": 1.398, "by": -0.013}},
+                    }
+                case ["versions", _]:
+                    return 200, {**self.versions[0], "files_since": [{"name": "tone-2.jsonl"}]}
                 case ["versions"]:
                     return 200, {"versions": self.versions, "latest": 42, "current_lineage": 0}
                 case ["history"]:
                     return 200, {"events": self.events[: int(query.get("limit") or 100)]}
                 case ["metrics"]:
-                    return 200, {"series": {"loss": self.points, "val_loss": self.val},
+                    rates = [{"step": p["step"], "mean": 2e-4} for p in self.points]
+                    grads = [{"step": p["step"], "mean": abs(p["mean"] - 0.5)} for p in self.points]
+                    speed = [{"step": p["step"], "mean": 41_800.0} for p in self.points]
+                    return 200, {"series": {"loss": self.points, "val_loss": self.val,
+                                            "learning_rate": rates, "grad_norm": grads,
+                                            "tokens_per_s": speed},
                                  "from_step": 0, "to_step": self.step}  # fmt: skip
         return 404, {"title": "none such", "detail": f"no {path}", "hint": ""}
 
@@ -266,7 +300,7 @@ class FakeDaemon:
                 case "POST", ["training", deed]:
                     return self._train(deed, body)
                 case "POST", ["undo" | "redo" as deed]:
-                    return 200, {"text": f"{deed} of the move of #34"}
+                    return 200, {"text": f"{deed}: #34 moved"}
                 case "POST", ["versions"]:
                     made = self.versions[0] | {"number": 43, "description": body["description"]}
                     self.versions.insert(0, made)

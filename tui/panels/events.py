@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.glyphs import Glyphs
-from trainer_tui.tui.ink import Line, Row, cut, fit, over
+from trainer_tui.tui.ink import Line, Row, cut, over
 from trainer_tui.tui.panels.base import ListPanel
 from trainer_tui.tui.view import Panel, Said, View
 
@@ -17,29 +17,30 @@ def sign(event: Said, glyphs: Glyphs) -> tuple[str, str]:
         return glyphs.cross, "bad"
     if event.level == "warning":
         return glyphs.warn, "warn"
-    good = event.topic in ("checkpoint", "version", "job", "validation", "done", "committed")
+    good = event.topic in ("checkpoint", "version", "validation") or " done" in event.text
     return (glyphs.check, "good") if good else (glyphs.note, "dim")
 
 
-def event_line(event: Said, glyphs: Glyphs) -> Line:
+def event_line(event: Said, glyphs: Glyphs, short: bool = False) -> Line:
     mark, role = sign(event, glyphs)
     loud = {"error": "bad", "warning": "warn"}.get(event.level, "")
-    line = Line().add(f" {figures.clock(event.at)} ", "dim").add(f"{mark} ", role)
+    clock = figures.clock(event.at)
+    line = Line().add(f" {clock[:5] if short else clock} ", "dim").add(f"{mark} ", role)
     return line.add(printable(event.text), loud)
 
 
 def compact(events: list[Said], width: int, height: int, glyphs: Glyphs) -> list[Row]:
     """Without a frame; two short events share a row."""
     rows: list[Row] = []
-    half = width // 2
     index = 0
     while index < len(events) and len(rows) < height:
         line = event_line(events[index], glyphs)
         index += 1
-        if line.width < half - 1 and index < len(events):
-            beside = event_line(events[index], glyphs)
-            if beside.width <= width - half:
-                line.to(half)
+        if index < len(events):
+            beside = event_line(events[index], glyphs, short=True)
+            column = max(line.width + 2, min(44, width - beside.width))
+            if column + beside.width <= width:
+                line.to(column)
                 line.spans += beside.spans
                 line.width += beside.width
                 index += 1

@@ -87,7 +87,7 @@ def _spread(parts: list[tuple[str, str, int]], width: int) -> Row:
         right = [part for part in parts if part[2] not in (4, 5, 0)]
         line = Line()
         for text, role, _ in left:
-            line.add(text if line.width else text, role).add("   ")
+            line.add(text, role).add("   ")
         tail = Line()
         for text, role, _ in right:
             tail.add("    " if tail.width else "").add(text, role)

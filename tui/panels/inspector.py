@@ -1,13 +1,14 @@
-"""All there is about the selection: a job with its report, a version's card, an event's evidence."""
+"""All about the selection: a job with its report, a version's card, an event's evidence."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
-from trainer_tui.tui.glyphs import Glyphs, bar, sparkline
+from trainer_tui.tui.glyphs import Glyphs, bar
 from trainer_tui.tui.ink import Line, Row
 from trainer_tui.tui.panels.base import FramedPanel
 from trainer_tui.tui.view import Job, Panel, Said, Version
@@ -48,8 +49,8 @@ def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Gl
         if job.error.hint:
             lines += wrapped(f"{job.error.hint}", width, "dim")
         lines.append(Line().add(" r ", "key").add("retries it", "dim"))
-    lines.append(fact("verdict", f"{job.verdict}: {printable(job.summary or '', width)}",
-                      {"ok": "good", "warn": "warn", "block": "bad"}.get(job.verdict, "")))  # fmt: skip
+    role = {"ok": "good", "warn": "warn", "block": "bad"}.get(job.verdict, "")
+    lines.append(fact("verdict", printable(job.summary or job.verdict, width), role))
     rejects = f", {job.rejected_rows} rejected" if job.rejected_rows else ""
     lines.append(fact("rows", f"{figures.count(job.rows)}{rejects}"))
     supervised = figures.short_count(job.supervised_tokens)
@@ -73,74 +74,63 @@ def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Gl
 
 
 def report_lines(report: Mapping[str, Any] | None, width: int, glyphs: Glyphs) -> list[Line]:
-    """The data report: what was found, how long the rows are, some of them as they are trained."""
+    """The data report: findings, lengths, and rows with the tokens that are trained lit."""
     if not report:
         return []
     lines = [Line(), Line().add(" Data report", "title")]
-    for finding in _list(report, "findings") + _list(report, "reasons"):
-        if isinstance(finding, Mapping):
-            level = str(finding.get("level") or finding.get("verdict") or "")
-            text = str(finding.get("text") or finding.get("message") or finding.get("reason") or "")
-        else:
-            level, text = "", str(finding)
-        role = {"block": "bad", "error": "bad", "warn": "warn", "warning": "warn"}.get(level, "")
-        lines += wrapped(f"{glyphs.note} {text}", width, role)
-    histogram = report.get("histogram") or report.get("lengths") or report.get("length_histogram")
-    counts = _numbers(histogram)
-    if counts:
-        lines.append(
-            fact("lengths", sparkline(counts, max(4, width - NAME_CELLS - 2), glyphs), "train")
-        )
-    for row in (_list(report, "examples") + _list(report, "samples"))[:5]:
-        lines.append(Line())
-        lines += _example(row, width)
+    for reason in _dicts(report.get("reasons")):
+        role = {"block": "bad", "warn": "warn"}.get(str(reason.get("severity")), "")
+        lines += wrapped(f"{glyphs.note} {reason.get('message', '')}", width, role)
+        if reason.get("hint"):
+            lines += wrapped(str(reason["hint"]), width, "dim", "   ")
+    lines += _lengths(report, width, glyphs)
+    for name, words in (
+        ("duplicate_rows", "rows twice"),
+        ("trained_before_rows", "rows trained before"),
+        ("validation_rows", "rows of the validation set"),
+        ("conflicting_prompts", "prompts with different answers"),
+    ):
+        if report.get(name):
+            lines.append(Line().add(f" {figures.count(report[name])} {words}", "warn"))
+    for sample in _dicts(report.get("samples"))[:5]:
+        lines += [Line(), Line().add(f" row {sample.get('line')}", "dim")]
+        lines += _example(sample, width)
     return lines
 
 
-def _list(report: Mapping[str, Any], key: str) -> list[Any]:
-    found = report.get(key)
-    return found if isinstance(found, list) else []
-
-
-def _numbers(found: object) -> list[float]:
-    if isinstance(found, Mapping):
-        found = found.get("counts") or found.get("values") or list(found.values())
-    if not isinstance(found, list):
+def _lengths(report: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Line]:
+    """Tokens of a row at four quantiles, against the longest; red above `max_length`."""
+    lengths = report.get("lengths")
+    if not isinstance(lengths, Mapping):
         return []
-    out: list[float] = []
-    for item in found:
-        if isinstance(item, Mapping):
-            item = item.get("count") or item.get("rows") or 0
-        elif isinstance(item, list) and item:
-            item = item[-1]
-        if isinstance(item, int | float):
-            out.append(float(item))
-    return out
+    longest = float(lengths.get("longest") or 1)
+    cells = max(4, min(24, width - NAME_CELLS - 14))
+    lines = []
+    for name in ("p50", "p90", "p99", "longest"):
+        value = float(lengths.get(name) or 0)
+        filled, rest = bar(value / longest, cells, glyphs)
+        over = value > float(report.get("max_length") or math.inf)
+        line = fact(name, filled, "bad" if over else "train").add(rest, "off")
+        lines.append(line.add(f" {figures.count(value)}"))
+    return lines
 
 
-def _example(row: object, width: int) -> list[Line]:
-    """A row as it is trained: the tokens that the loss counts are lit."""
-    spans = row.get("spans") if isinstance(row, Mapping) else row
-    if not isinstance(spans, list):
-        text = row.get("text") if isinstance(row, Mapping) else str(row)
-        return wrapped(str(text), width, "dim")[:4]
+def _dicts(found: object) -> list[Mapping[str, Any]]:
+    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, list) else []
+
+
+def _example(sample: Mapping[str, Any], width: int) -> list[Line]:
+    """A row as it is trained, in at most six lines."""
     line, lines = Line().add(" "), []
-    for span in spans[:60]:
-        text, trained = _span(span)
-        for word in printable(text).split(" "):
-            if line.width + len(word) + 1 >= width:
+    for run in _dicts(sample.get("runs"))[:60]:
+        role = "good" if run.get("supervised") else "dim"
+        for word in str(run.get("text", "")).split():
+            word = printable(word, width - 2)
+            if line.width + len(word) + 1 >= width and line.width > 1:
                 lines.append(line)
                 line = Line().add(" ")
-            line.add(word + " ", "good" if trained else "dim")
-    return [*lines, line][:5]
-
-
-def _span(span: object) -> tuple[str, bool]:
-    if isinstance(span, Mapping):
-        return str(span.get("text", "")), bool(span.get("trained") or span.get("supervised"))
-    if isinstance(span, list) and len(span) == 2:
-        return str(span[0]), bool(span[1])
-    return str(span), False
+            line.add(word + " ", role)
+    return [*lines, line][:6]
 
 
 def version_lines(version: Version, width: int) -> list[Line]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from textual import events
 
 from trainer_tui.tui import figures
-from trainer_tui.tui.chart import Axes, Mark, Series, axes_for, bucketed, plot, smoothed
+from trainer_tui.tui.chart import Axes, Mark, Series, axes_for, bucketed, envelope, plot, smoothed
 from trainer_tui.tui.glyphs import Glyphs, sparkline
 from trainer_tui.tui.ink import Line, Row, fit
 from trainer_tui.tui.panels.base import FramedPanel
@@ -175,9 +175,8 @@ def curves_of(view: View, look: Look, low: float, high: float, columns: int) -> 
     """Raw envelope below, smoothed training loss and validation loss on top."""
     loss, val = view.curves.get("loss", ()), view.curves.get("val_loss", ())
     out: list[Series] = []
-    raw = tuple((p.step, p.mean) for p in loss if p.mean is not None and math.isfinite(p.mean))
-    if look.ema and raw:
-        out.append(Series("raw", bucketed(raw, low, high, columns)))
+    if look.ema:
+        out.append(Series("raw", envelope(loss, low, high, columns)))
     out.append(Series("train", bucketed(smoothed(loss, EMAS[look.ema]), low, high, columns)))
     measured = tuple((p.step, p.mean) for p in val if p.mean is not None and math.isfinite(p.mean))
     out.append(Series("val", bucketed(measured, low, high, columns)))

@@ -304,7 +304,7 @@ class QueuePanel(ListPanel):
         if drag.before < len(waiting):
             body: dict[str, object] = {"before": waiting[drag.before]}
         else:
-            body = {"place": "bottom"}
+            body = {"after": waiting[-1]}
         self.screen_app.move_job(drag.job_id, body)
 
     def end_drag(self) -> Drag | None:

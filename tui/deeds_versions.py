@@ -1,0 +1,145 @@
+"""Deeds on versions: make, roll back, compare, pin, verify, delete. See `deeds`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from trainer_tui.safety.text import printable
+from trainer_tui.tui import figures
+from trainer_tui.tui.view import Panel, Training, Version
+
+if TYPE_CHECKING:
+    from trainer_tui.tui.control import TrainerApp
+
+
+def _version(app: TrainerApp) -> Version:
+    version = app.situation().version
+    assert version is not None, "checked by the action"
+    return version
+
+
+async def show_versions(app: TrainerApp) -> None:
+    app.toggle_panel(Panel.VERSIONS)
+
+
+async def make_version(app: TrainerApp) -> None:
+    text = await app.ask("Make a version", "What is it? One line, for the list of versions:")
+    if text is None:
+        return
+    app.say("making a version…", "dim")
+    made = await app.change("POST", "/v1/versions", {"description": text})
+    number = made.get("number") if isinstance(made, dict) else None
+    app.feed_again("versions")
+    name = f"v{number:03d}" if isinstance(number, int) else "a version"
+    app.say(f"{app.glyphs.check} made {name}", "good")
+
+
+async def roll_back(app: TrainerApp) -> None:
+    version = _version(app)
+    if version.state != "ok":
+        app.say(f"v{version.number:03d} is {version.state}; choose another", "bad")
+        return
+    lost = await _files_since(app, version)
+    words = rollback_words(app.view.training, version, lost)
+    if not await app.confirm(f"Roll back to v{version.number:03d}?", words):
+        return
+    app.say(f"rolling back to v{version.number:03d}…", "dim")
+    await app.change("POST", f"/v1/versions/{version.number}/restore")
+    for what in ("versions", "metrics", "jobs"):
+        app.feed_again(what)
+    app.say(f"{app.glyphs.check} the model is v{version.number:03d} again", "good")
+
+
+def rollback_words(training: Training, version: Version, lost: list[str]) -> list[str]:
+    """What changes: steps, files, validation; and what does not."""
+    now, then = training.global_step, version.global_step
+    lines = []
+    if now is not None and then is not None and now > then:
+        lines.append(f"Steps {figures.count(then + 1)} to {figures.count(now)} are unlearnt.")
+    if lost:
+        lines.append(f"So are {', '.join(lost[:4])}{' and more' if len(lost) > 4 else ''}.")
+    losses = figures.loss(training.val_loss), figures.loss(version.loss)
+    lines.append(f"Validation loss: {losses[0]} now, {losses[1]} then.")
+    if training.unsaved_steps:
+        lines.append(f"{training.unsaved_steps} steps are not saved yet; they are saved first.")
+    lines.append("Every version and checkpoint stays; the step count goes on from here.")
+    return lines
+
+
+async def _files_since(app: TrainerApp, version: Version) -> list[str]:
+    """Names of the files that were trained after the version was made."""
+    answer = msgspec.json.decode(await app.backend.get(f"/v1/versions/{version.number}"))
+    since = answer.get("files_since") if isinstance(answer, dict) else None
+    return [printable(str(item.get("name")), 24) for item in since or []]
+
+
+async def diff_version(app: TrainerApp) -> None:
+    version = _version(app)
+    older = [v for v in app.view.versions if v.number < version.number]
+    if not older:
+        app.say(f"v{version.number:03d} is the first", "dim")
+        return
+    before = max(older, key=lambda item: item.number)
+    path = f"/v1/versions/diff/{before.number}/{version.number}"
+    found = msgspec.json.decode(await app.backend.get(path))
+    title = f"v{before.number:03d} → v{version.number:03d}"
+    await app.show_page(title, diff_lines(before, version, found))
+
+
+def diff_lines(before: Version, after: Version, found: dict[str, Any]) -> list[str]:
+    """What is different between two versions, one fact a line. `found`: the daemon's answer."""
+    lines = [
+        f"steps    {figures.count(before.global_step)} → {figures.count(after.global_step)}",
+        f"tokens   {figures.short_count(before.tokens)} → {figures.short_count(after.tokens)}",
+        f"lineage  {before.lineage} → {after.lineage}",
+    ]
+    for name, change in sorted((found.get("validation") or {}).items()):
+        a, b = change.get("first"), change.get("second")
+        by = figures.signed(change.get("by"))
+        lines.append(f"val {name:<8} {figures.loss(a)} → {figures.loss(b)}  {by}")
+    for title, key in (("learnt in between", "only_second"), ("no longer learnt", "only_first")):
+        files = found.get(key) or []
+        if files:
+            lines += ["", f"{title}:"]
+            lines += [f"  {printable(str(item.get('name')), 60)}" for item in files]
+    settings = found.get("settings") or {}
+    if settings:
+        lines += ["", "settings:"]
+        lines += [f"  {name}: {c.get('first')} → {c.get('second')}" for name, c in settings.items()]
+    return lines
+
+
+async def pin(app: TrainerApp) -> None:
+    version = _version(app)
+    deed = "unpin" if version.pinned else "pin"
+    await app.change("POST", f"/v1/versions/{version.number}/{deed}")
+    app.feed_again("versions")
+    app.say(f"{app.glyphs.check} v{version.number:03d} {deed}ned", "good")
+
+
+async def verify(app: TrainerApp) -> None:
+    version = _version(app)
+    app.say(f"reading every byte of v{version.number:03d}…", "dim")
+    answer = await app.change("POST", f"/v1/versions/{version.number}/verify")
+    app.feed_again("versions")
+    state = answer.get("state", "ok") if isinstance(answer, dict) else "ok"
+    if state == "ok":
+        app.say(f"{app.glyphs.check} v{version.number:03d}: every hash is right", "good")
+    else:
+        app.say(f"{app.glyphs.cross} v{version.number:03d} is {state}", "bad")
+
+
+async def delete_version(app: TrainerApp) -> None:
+    version = _version(app)
+    words = [
+        f"{printable(version.description or version.name, 60)}",
+        f"Its files ({figures.size(version.bytes)}) go to the trash, which is emptied by age.",
+        "Other versions, the checkpoints and the training stay as they are.",
+    ]
+    if not await app.confirm(f"Delete v{version.number:03d}?", words):
+        return
+    await app.change("DELETE", f"/v1/versions/{version.number}")
+    app.feed_again("versions")
+    app.say(f"{app.glyphs.check} v{version.number:03d} is in the trash", "good")
