@@ -67,7 +67,8 @@ class Figures:
     def start_job(self, message: JobStarted) -> None:
         self.job_id = message.job_id
         self.job_step, self.job_steps = message.step_index, message.steps
-        self.epoch = message.step_index * self.epochs // message.steps if message.steps else 0
+        done = message.step_index * self.epochs // message.steps if message.steps else 0
+        self.epoch = min(done, self.epochs - 1)
 
     def end_job(self) -> None:
         self.job_id = None

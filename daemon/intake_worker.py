@@ -7,8 +7,8 @@ after some idle time, and at once when the daemon is gone (its input closes).
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -52,7 +52,7 @@ class IntakeWorker:
         """Copy, hash, check and count one file into a staging directory."""
         request = {
             "do": "take",
-            "path": os.fsdecode(path),
+            **_named(path),
             "priority": priority,
             "again": again,
             "keep_original": keep_original,
@@ -62,7 +62,7 @@ class IntakeWorker:
             return await self._ask(request)
 
     async def _ask(self, request: dict[str, Any]) -> Reply:
-        line = _encode(request)
+        line = msgspec.json.encode(request) + b"\n"
         for _ in range(2):  # an idle worker may end just when we write to it
             process = await self._running()
             assert process.stdin is not None and process.stdout is not None
@@ -117,9 +117,13 @@ class IntakeWorker:
             await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
 
 
-def _encode(request: dict[str, Any]) -> bytes:
-    """JSON for a path that need not be UTF-8: its odd bytes travel as lone surrogates, escaped."""
-    return json.dumps(request).encode("ascii") + b"\n"
+def _named(path: Path) -> dict[str, str]:
+    """A name that is not UTF-8 travels as its bytes."""
+    raw = os.fsencode(path)
+    try:
+        return {"path": raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"path_bytes": base64.b64encode(raw).decode()}
 
 
 def _decode(line: bytes) -> Reply:
