@@ -25,11 +25,13 @@ class Index:
     orders: dict[str, list[Waiting]] = field(default_factory=_empty_orders)
     by_content: dict[str, list[int]] = field(default_factory=dict)
     others: dict[str, set[int]] = field(default_factory=dict)
+    highest: int | None = None  # position; an arrival goes behind it, whatever its priority
 
     def put(self, job: Job) -> None:
         """Add a job or give it another state."""
         self.drop(job.id)
         self.by_id[job.id] = job
+        self.highest = job.position if self.highest is None else max(self.highest, job.position)
         if job.folder in self.orders:
             bisect.insort(self.orders[job.folder], Waiting(job.position, job.id))
         else:
@@ -78,11 +80,6 @@ class Index:
             len(self.orders[priority]) for priority in PRIORITIES[: PRIORITIES.index(job.folder)]
         )
         return ahead + self.index_in_order(job) + 1
-
-    def last_position(self) -> int | None:
-        """The highest position of all waiting: an arrival goes behind it, whatever its priority."""
-        ends = [order[-1].position for order in self.orders.values() if order]
-        return max(ends, default=None)
 
     def counts(self) -> dict[str, int]:
         """Jobs in each folder."""

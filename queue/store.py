@@ -105,8 +105,7 @@ class Queue(QueueMoves):
                 finished_at=now if failed else None,
             )
             durable.replace(staged / META_NAME, encode_meta(meta))
-            last = self.index.last_position()
-            position = 0 if last is None else last + GAP
+            position = self._behind_all()
             name = safe_name(meta.original_name.encode())
             job = Job(job_id, FAILED if failed else priority, position, name, meta)
             if failed:
@@ -226,7 +225,9 @@ class Queue(QueueMoves):
                     f"job {job_id} ({job.name}) is blocked: {job.meta.summary}",
                     f"to train it all the same: trainer-tui queue retry {job_id} --accept",
                 )
-            if job.meta.rows and not job.meta.kept_rows:
+            error = self.error(job)
+            kind = error.error_class if error else ""
+            if kind == "unreadable" or (kind == "blocked" and not job.meta.kept_rows):
                 raise Refused(
                     f"job {job_id} ({job.name}) has no row that can be trained",
                     "correct the file and add it again",
@@ -311,8 +312,7 @@ class Queue(QueueMoves):
             job = Job(name.id, folder, name.position, name.safe_name, meta)
             order = self.index.orders.get(folder, [])
             if any(waiting.position == job.position for waiting in order):
-                last = self.index.last_position() or 0
-                job = Job(job.id, folder, last + GAP, job.safe_name, meta)
+                job = Job(job.id, folder, self._behind_all(), job.safe_name, meta)
             durable.rename(trashed, self.path(job))
             if meta.file_sha256 and folder != FAILED:
                 self._remember(meta.file_sha256, job.id)
@@ -345,6 +345,11 @@ class Queue(QueueMoves):
         """Delete a staged directory that will not become a job."""
         if staged.parent == self.folder and durable.is_staging(staged.name):
             shutil.rmtree(staged, ignore_errors=True)
+
+    def _behind_all(self) -> int:
+        """A position behind every job there is, so that arrivals stay in their order also when
+        one that was claimed comes back."""
+        return 0 if self.index.highest is None else self.index.highest + GAP
 
     def _remember(self, file_sha256: str, job_id: int) -> None:
         if file_sha256 not in self._known:

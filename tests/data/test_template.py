@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.rows import Conversation, Message
 from trainer_tui.data.template import ChatTemplate, Document
@@ -66,7 +67,9 @@ def test_tokens_are_those_of_apply_chat_template(name: str, load_family: Load) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_check_accepts_the_family_and_names_its_stop(name: str, load_family: Load, families) -> None:
+def test_check_accepts_the_family_and_names_its_stop(
+    name: str, load_family: Load, families
+) -> None:
     report = load_family(name).check()
     assert report.stop_text.strip() == stop_of(families, name).strip()
     assert report.system == next(family.system for family in families if family.name == name)
