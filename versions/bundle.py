@@ -29,8 +29,8 @@ def staged(target: Path, prefix: str = "") -> Iterator[Path]:
     staging = durable.staging_name(target)
     if prefix:
         staging = target.with_name(staging.name.replace(durable.STAGING_PREFIX, prefix, 1))
-    durable.make_directory(staging)
     try:
+        durable.make_directory(staging)
         yield staging
     except BaseException:
         with contextlib.suppress(OSError):

@@ -26,6 +26,7 @@ from trainer_tui.versions.records import State, read_version
 
 HASHING_THREADS = min(4, os.cpu_count() or 1)
 _CACHE_ENTRIES = 4096
+_WORTH_A_THREAD_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +125,15 @@ def prove(folder: Path, verified: Verified | None = None) -> Manifest:
     sealed = manifest.read(folder)
     for entry in sealed.files:
         checked_name(entry.name)
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        outcomes = [pool.submit(_prove_file, folder, entry, verified) for entry in sealed.files]
-    for outcome in outcomes:
-        outcome.result()
+    small = [entry for entry in sealed.files if entry.bytes < _WORTH_A_THREAD_BYTES]
+    large = [entry for entry in sealed.files if entry.bytes >= _WORTH_A_THREAD_BYTES]
+    for entry in small:
+        _prove_file(folder, entry, verified)
+    if large:
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            outcomes = [pool.submit(_prove_file, folder, entry, verified) for entry in large]
+        for outcome in outcomes:
+            outcome.result()
     return sealed
 
 

@@ -196,7 +196,7 @@ def purge(layout: Layout, now: str, *, everything: bool) -> list[Done]:
         sizes = {entry.folder: exclusive_bytes(entry.folder) for entry in trash.contents(layout)}
         gone = trash.purge(layout, now, everything=everything)
     return [
-        Done(Path(entry.note.origin), entry.note.why, "purge", sizes[entry.folder])
+        Done(entry.origin(layout), entry.note.why, "purge", sizes[entry.folder])
         for entry in gone
         if entry.note.keep_until
     ]

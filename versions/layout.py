@@ -150,6 +150,7 @@ def writer_held(workspace: Workspace, wait_s: float) -> Iterator[None]:
             )
         time.sleep(_LOOK_AGAIN_S)
     try:
+        durable.sweep_staging(workspace.current_model)  # nobody else stages there now
         yield
     finally:
         lock.release()

@@ -8,6 +8,7 @@ entries longer, never shorter.
 
 from __future__ import annotations
 
+import os
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,10 @@ class Trashed:
     folder: Path
     note: Note
 
+    def origin(self, layout: Layout) -> Path:
+        """Where it stood."""
+        return Path(os.path.normpath(layout.workspace.root / self.note.origin))
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.note.name,
@@ -66,7 +71,9 @@ def throw(layout: Layout, folder: Path, why: str, now: str, keep_days: int) -> T
     place = _place_for(layout, folder)
     durable.make_directory(place)
     until = (at(now) + timedelta(days=keep_days)).isoformat() if keep_days else ""
-    note = Note(folder.name, str(folder), why, now, until)
+    # Relative, so that a workspace that was moved still knows where it stood.
+    origin = os.path.relpath(folder, layout.workspace.root)
+    note = Note(folder.name, origin, why, now, until)
     target = place / f"{folder.name}--{secrets.token_hex(4)}"
     durable.replace(_note_path(target), msgspec.json.encode(note))
     durable.rename(folder, target)
@@ -104,7 +111,7 @@ def bring_back(layout: Layout, name: str) -> Path:
     """
     for entry in contents(layout):
         if entry.note.name == name:
-            origin = Path(entry.note.origin)
+            origin = entry.origin(layout)
             if origin.exists():
                 raise Refused(f"{name} cannot come back: its place is taken")
             durable.rename(entry.folder, origin)

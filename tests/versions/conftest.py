@@ -170,15 +170,21 @@ def flip_a_bit(path: Path, offset: int = -4) -> None:
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[..., House]:
-    """Makes a fresh house below the test's folder."""
+def place(tmp_path: Path) -> Path:
+    """Where houses are built; a module that makes hundreds of them builds in memory instead."""
+    return tmp_path
+
+
+@pytest.fixture
+def build(place: Path) -> Callable[..., House]:
+    """Makes a fresh house."""
     count = 0
 
     def make(now: Callable[[], str] | None = None, root: Path | None = None) -> House:
         nonlocal count
         count += 1
-        workspace = Workspace(root or tmp_path / f"house{count}")
-        workspace.root.mkdir(exist_ok=True)
+        workspace = Workspace(root or place / f"house{count}")
+        workspace.root.mkdir(parents=True, exist_ok=True)
         workspace.config_file.write_text("")
         workspace.prepare()
         return House(workspace, VersionStore(workspace, *([now] if now else [])))
