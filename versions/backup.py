@@ -32,6 +32,7 @@ from trainer_tui.versions.layout import (
 from trainer_tui.versions.records import Version
 
 PARTIAL_PREFIX = ".partial-"
+NOTE = "WORKSPACE"  # whose copies these are: the absolute path of the workspace
 
 
 class _Home(msgspec.Struct, frozen=True):
@@ -128,9 +129,20 @@ class Backup:
     def _home(self) -> _Home | None:
         try:
             home = msgspec.json.decode(self._home_file.read_bytes(), type=_Home)
+            if home.location == str(self.location):
+                return home
         except (FileNotFoundError, msgspec.MsgspecError):
-            return None
-        return home if home.location == str(self.location) else None
+            pass
+        return self._found_again()
+
+    def _found_again(self) -> _Home | None:
+        """Our folder there, known by its note, when our own note died with the first disk."""
+        root = str(self.layout.workspace.root.resolve())
+        for folder in committed_folders(self.location) if self.location.is_absolute() else ():
+            note = folder / NOTE
+            if note.is_file() and note.read_text(errors="replace") == root:
+                return _Home(str(self.location), folder.name)
+        return None
 
     @property
     def _home_file(self) -> Path:
@@ -222,6 +234,8 @@ class Backup:
         if home is None or (start_over and lost):
             name = f"{self.layout.workspace.root.resolve().name}-{secrets.token_hex(4)}"
             durable.make_directory(self.location / name / "versions")
+            root = str(self.layout.workspace.root.resolve())
+            durable.replace(self.location / name / NOTE, root.encode())
             home = _Home(str(self.location), name)
             self._write_home(home)
         for inner in ("versions", "ledger", "lineages"):

@@ -1,0 +1,157 @@
+"""The second location: real copies, proven, resumable; and the way back from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trainer_tui.safety import checkpoints, manifest
+from trainer_tui.safety.errors import NotFound, Refused
+from trainer_tui.versions import check
+from trainer_tui.versions.backup import Backup
+
+
+@pytest.fixture
+def disk2(tmp_path: Path) -> Path:
+    place = tmp_path / "disk2"
+    place.mkdir()
+    return place
+
+
+def three_versions(house) -> None:
+    for step in (100, 200, 300):
+        house.train_file()
+        house.store.create(house.checkpoint(step), str(step))
+
+
+def copies(disk2: Path) -> dict[str, Path]:
+    return {folder.name.split("_")[0]: folder for folder in disk2.glob("*/versions/v*")}
+
+
+def test_a_backup_is_real_copies_that_verify_by_themselves(house, disk2):
+    three_versions(house)
+    run = Backup(house.workspace, disk2).run()
+    assert [name.split("_")[0] for name in run.copied] == ["v003", "v002", "v001"]
+    assert run.problems == () and run.bytes > 0
+    for number, folder in copies(disk2).items():
+        check.prove_version(folder)
+        assert all(path.stat().st_nlink == 1 for path in folder.rglob("*") if path.is_file())
+        assert check.has_optimizer(folder), number
+    segments = list(disk2.glob("*/ledger/*.json"))
+    assert len(segments) == 3
+
+
+def test_the_second_run_copies_only_what_is_new(house, disk2):
+    three_versions(house)
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    house.store.create(house.checkpoint(400), "four")
+    assert backup.status().missing == (house.store.get(4).name,)
+    run = backup.run()
+    assert len(run.copied) == 1 and len(run.already) == 3
+    status = backup.status()
+    assert status.missing == () and status.reachable and status.same_disk
+    assert status.last_run_at
+    json.dumps(status.as_dict() | run.as_dict())
+
+
+def test_an_interrupted_copy_goes_on_where_it_ended(house, disk2):
+    house.store.create(house.checkpoint(100, elements=1 << 20), "big")
+    backup = Backup(house.workspace, disk2)
+    asked = iter([False, False, True])  # the version is begun, its first file copied
+    assert backup.run(should_stop=lambda: next(asked)).copied == ()
+    (name,) = backup.status().partial
+    partial = next(disk2.glob(f"*/versions/.partial-{name}"))
+    weights = partial / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    started = weights.stat().st_ino
+    told: list[tuple[str, int, int]] = []
+    assert backup.run(lambda *what: told.append(what)).copied == (name,)
+    done = copies(disk2)["v001"] / "model.safetensors"
+    assert done.stat().st_ino == started and done.read_bytes() == whole
+    assert told[-1][1] == told[-1][2] == house.store.get(1).bytes
+
+
+def test_a_wrong_beginning_is_thrown_away_not_built_upon(house, disk2):
+    house.store.create(house.checkpoint(100), "v")
+    backup = Backup(house.workspace, disk2)
+    backup.run(should_stop=lambda: True)
+    name = house.store.get(1).name
+    partial = next(disk2.glob("*/versions")) / f".partial-{name}"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"not the beginning of it")
+    assert backup.run().copied == (name,)
+    check.prove_version(copies(disk2)["v001"])
+
+
+def test_a_corrupt_version_is_named_and_not_copied(house, disk2, flip):
+    three_versions(house)
+    flip(house.store.get(2).folder / "model.safetensors")
+    run = Backup(house.workspace, disk2).run()
+    assert sorted(copies(disk2)) == ["v001", "v003"]
+    assert any("model.safetensors does not match" in problem for problem in run.problems)
+    house.store.verify(2)
+    assert any("is corrupt" in p for p in Backup(house.workspace, disk2).run().problems)
+
+
+def test_an_unmounted_disk_is_not_mistaken_for_an_empty_one(house, disk2):
+    three_versions(house)
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    away = disk2.with_name("unplugged")
+    disk2.rename(away)
+    assert "mounted" in backup.status().problem
+    disk2.mkdir()  # the bare mount point
+    with pytest.raises(Refused, match="no longer holds"):
+        backup.run()
+    assert list(disk2.iterdir()) == []
+    assert len(backup.run(start_over=True).copied) == 3
+
+
+@pytest.mark.parametrize("where", ["relative", "inside", "missing"])
+def test_a_location_that_cannot_serve_is_a_sentence(house, tmp_path, where):
+    three_versions(house)
+    place = {
+        "relative": Path("backups"),
+        "inside": house.workspace.state,
+        "missing": tmp_path / "nowhere",
+    }[where]
+    with pytest.raises(Refused, match="no backup was made"):
+        Backup(house.workspace, place).run()
+    assert not Backup(house.workspace, place).status().reachable
+
+
+def test_a_damaged_version_is_brought_back_from_its_copy(house, disk2, flip):
+    three_versions(house)
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    with pytest.raises(Refused, match="here and sound"):
+        backup.fetch(2)
+    flip(house.store.get(2).folder / "model.safetensors")
+    assert not house.store.verify(2).ok
+    assert backup.fetch(2).state == "ok"
+    assert house.store.verify(2).ok
+    assert house.store.restore(2).number == 2
+    with pytest.raises(NotFound):
+        backup.fetch(9)
+
+
+def test_after_a_disk_died_everything_comes_back_from_the_second_one(house, disk2):
+    three_versions(house)
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    shutil.rmtree(house.workspace.models)
+    house.workspace.prepare()
+    for number in (1, 2, 3):
+        backup.fetch(number)
+    done = house.store.restore(3)
+    newest = house.newest()
+    assert newest.folder == done.folder and not newest.manifest.weights_only
+    entries = list(manifest.ledger_entries(house.workspace.ledger, newest.manifest.ledger))
+    assert [entry.job_id for entry in entries] == [3, 2, 1]
+    assert house.store.create(done.folder, "new").number == 4
+    checkpoints.verify(newest.folder)
