@@ -122,14 +122,9 @@ class _Count:
 
 
 def _write_image(staging: Path, image: ImageFile, written: _Count) -> FileEntry:
-    with mmap.mmap(image.fd, image.bytes, prot=mmap.PROT_READ) as mapped:
-        view = memoryview(mapped)
-        try:
-            digest = durable.write_new_hashed(
-                staging / image.name, view, COMMITTED_MODE, written.add
-            )
-        finally:
-            view.release()
+    # Not closed by hand: an error's traceback may still hold a view into it.
+    mapped = memoryview(mmap.mmap(image.fd, image.bytes, prot=mmap.PROT_READ))
+    digest = durable.write_new_hashed(staging / image.name, mapped, COMMITTED_MODE, written.add)
     return FileEntry(image.name, image.bytes, digest, image.role)
 
 

@@ -37,6 +37,7 @@ class Saver:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._next: Reason | None = None  # asked for while a commit was under way
+        self._captured = session.progress  # what the last commit, done or under way, holds
 
     @property
     def busy(self) -> bool:
@@ -51,9 +52,10 @@ class Saver:
     def if_due(self, *, at_file_end: bool = False) -> None:
         """Begin a commit when the policy says so; never waits for the disk."""
         session, config = self._session, self._session.config
+        listed = {entry.job_id for entry in self._captured.completed}
         unsaved = Unsaved(
-            session.unsaved_steps,
-            len(session.progress.completed),
+            session.progress.global_step - self._captured.global_step,
+            sum(entry.job_id not in listed for entry in session.progress.completed),
             clock.monotonic_s() - session.committer.last_commit_s,
         )
         policy = SavePolicy(config.save_steps, config.min_save_interval_s)
@@ -100,6 +102,7 @@ class Saver:
         session.heart.beat(Phase.STAGE)
         boundary = session.last_good or session.boundary()
         session.committer.begin(boundary.progress, session.state_of(boundary), reason)
+        self._captured = boundary.progress
         session.heart.beat(before)
 
     def _finish(self) -> None:
@@ -161,6 +164,7 @@ class Saver:
             boundary = session.last_good or session.boundary()
             session.heart.beat(Phase.PERSIST)
             session.committer.begin(boundary.progress, session.state_of(boundary), answer.reason)
+            self._captured = boundary.progress
             answer = session.committer.finish(self._beat_bytes)
         if answer is not None:
             self._done(answer)

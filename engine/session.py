@@ -86,10 +86,6 @@ class Session:
         }
 
     @property
-    def unsaved_steps(self) -> int:
-        return self.progress.global_step - self.saved_step
-
-    @property
     def schedule(self) -> Schedule:
         config, progress = self.config, self.progress
         return Schedule(

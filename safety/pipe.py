@@ -7,6 +7,9 @@ is dropped, and counted, before its sender would wait.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from multiprocessing.connection import Connection
 from trainer_tui.safety.messages import MAX_FRAME_BYTES
 
 OUTGOING_FRAMES = 1024
+CLOSE_WAIT_S = 1.0
 
 
 class PipeEnd:
@@ -63,6 +67,15 @@ class PipeEnd:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        # Closing alone would neither wake our reader, blocked in recv(2), nor tell the other end,
+        # for the blocked call keeps the socket open. ENOTSOCK: a one-way pipe, which does both.
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(fileno=os.dup(self._connection.fileno())) as end,
+        ):
+            end.shutdown(socket.SHUT_RDWR)
+        if self._reader.is_alive() and threading.current_thread() is not self._reader:
+            self._reader.join(CLOSE_WAIT_S)
         self._connection.close()
 
     def _read(self) -> None:

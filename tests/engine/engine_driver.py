@@ -24,6 +24,7 @@ import msgspec
 
 from trainer_tui.safety import checkpoints, child, manifest, messages
 from trainer_tui.safety.config import Config
+from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.messages import (
     Committed,
     JobRefused,
@@ -115,7 +116,11 @@ class Driver:
     def collect(self) -> None:
         """What the daemon does after a commit: move what the ledger on disk lists."""
         wanted = {job.job_id for job in self.in_processing()}
-        for job_id in self.ledger_ids() & wanted:
+        try:
+            listed = self.ledger_ids()
+        except Corrupt:
+            return  # the daemon tells people; nothing moves
+        for job_id in listed & wanted:
             job = self.jobs[job_id - 1]
             Path(job.folder).rename(
                 self.workspace.queue / "recently_completed" / Path(job.folder).name
