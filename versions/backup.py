@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,11 +27,14 @@ from trainer_tui.versions.layout import (
     committed_folders,
     exclusive,
     plain_words,
+    raise_counter,
+    read_counter,
     version_number,
 )
 from trainer_tui.versions.records import Version
 
 PARTIAL_PREFIX = ".partial-"
+DAMAGED_PREFIX = ".damaged-"
 NOTE = "WORKSPACE"  # whose copies these are: the absolute path of the workspace
 
 
@@ -192,9 +195,13 @@ class Backup:
                 if version.state != "ok":
                     problems.append(f"{version.name} is {version.state} and was not copied")
                     continue
-                if version.name in self._copies(there):
-                    already.append(version.name)
-                    continue
+                match self._stands_there(version, there):
+                    case "the same":
+                        already.append(version.name)
+                        continue
+                    case "another":
+                        problems.append(f"another {version.name} stands there; not copied")
+                        continue
                 if should_stop():
                     break
                 try:
@@ -259,7 +266,17 @@ class Backup:
                     problems.append(f"ledger segment {path.name} is damaged and was not copied")
                     continue
                 durable.replace(target, data, 0o400)
+        for counter in (self.layout.version_counter, self.layout.emergency_counter):
+            if counter.is_file():
+                durable.replace(there / counter.name, counter.read_bytes())
         return problems
+
+    def _stands_there(self, version: Version, there: Path) -> Literal["the same", "another", ""]:
+        seen = check.look(there / "versions" / version.name)
+        if seen.state != "ok" or seen.sealed is None:
+            return ""
+        mine = version.record.manifest_sha256 if version.record else ""
+        return "the same" if seen.sealed.sha256 == mine else "another"
 
     def _copy_version(
         self,
@@ -272,8 +289,17 @@ class Backup:
         told = Telling(version, progress)
         if not copy_folder(version.folder, partial, told, should_stop):
             return False
-        check.prove_version(partial)
-        durable.rename(partial, partial.with_name(version.name))
+        final = partial.with_name(version.name)
+        try:
+            check.prove_version(partial)
+        except Corrupt:
+            durable.remove_tree(partial)  # so that the next run starts it anew
+            raise
+        if final.exists():
+            durable.rename(
+                final, final.with_name(f"{DAMAGED_PREFIX}{version.name}-{secrets.token_hex(4)}")
+            )
+        durable.rename(partial, final)
         return True
 
     # --- bringing back --------------------------------------------------------------------------
@@ -334,3 +360,6 @@ class Backup:
                         continue
                 if not sound:
                     durable.replace(here, data, 0o400)
+        for counter in (self.layout.version_counter, self.layout.emergency_counter):
+            with exclusive(self.layout):
+                raise_counter(counter, read_counter(there / counter.name))

@@ -178,10 +178,20 @@ def allocate(counter: Path, above: int) -> int:
     The counter is written before the number is used, so a crash costs a number and repeats none;
     `above` (the highest one seen) covers a lost counter.
     """
-    try:
-        stored = int(counter.read_text())
-    except (FileNotFoundError, ValueError):
-        stored = 1
-    number = max(stored, above + 1)
+    number = max(read_counter(counter), above + 1)
     durable.replace(counter, str(number + 1).encode())
     return number
+
+
+def read_counter(counter: Path) -> int:
+    """The number to be given next; 1 when there is no usable counter."""
+    try:
+        return int(counter.read_text())
+    except (FileNotFoundError, ValueError):
+        return 1
+
+
+def raise_counter(counter: Path, at_least: int) -> None:
+    """Never lowers it. Call while holding `exclusive`."""
+    if read_counter(counter) < at_least:
+        durable.replace(counter, str(at_least).encode())

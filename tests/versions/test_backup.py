@@ -142,6 +142,8 @@ def test_a_damaged_version_is_brought_back_from_its_copy(house, disk2, flip):
 
 def test_after_a_disk_died_everything_comes_back_from_the_second_one(house, disk2):
     three_versions(house)
+    for _ in range(2):
+        house.store.create(house.workspace.current_model / "checkpoint-300", "")
     backup = Backup(house.workspace, disk2)
     backup.run()
     shutil.rmtree(house.workspace.models)
@@ -153,5 +155,16 @@ def test_after_a_disk_died_everything_comes_back_from_the_second_one(house, disk
     assert newest.folder == done.folder and not newest.manifest.weights_only
     entries = list(manifest.ledger_entries(house.workspace.ledger, newest.manifest.ledger))
     assert [entry.job_id for entry in entries] == [3, 2, 1]
-    assert house.store.create(done.folder, "new").number == 4
+    assert house.store.create(done.folder, "new").number == 6  # never 4 or 5 again
     checkpoints.verify(newest.folder)
+
+
+def test_a_copy_that_went_bad_is_set_aside_and_copied_anew(house, disk2):
+    three_versions(house)
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    (copies(disk2)["v002"] / "config.json").unlink()
+    assert backup.status().missing == (house.store.get(2).name,)
+    assert backup.run().copied == (house.store.get(2).name,)
+    check.prove_version(copies(disk2)["v002"])
+    assert len(list(disk2.glob("*/versions/.damaged-v002*"))) == 1
