@@ -17,6 +17,7 @@ from trainer_tui.tui.ink import Line, Row
 from trainer_tui.tui.view import Point
 
 BRAILLE = 0x2800
+DASHED = 0b01000111  # the left column of dots: a line seen through a comb
 LABEL_CELLS = 4
 
 
@@ -184,18 +185,21 @@ def dotted(series: Series, axes: Axes, width: int, height: int, sign: str) -> li
 def overlay(
     layers: Sequence[tuple[list[str], str]], width: int, height: int
 ) -> list[list[tuple[str, str]]]:
-    """Layers of equal size as cells of (character, role): dots are united, the top role wins."""
+    """Layers of equal size as cells of (character, role): dots are united, the top role wins.
+    The envelope (`raw`) gives way where anything lies on it; validation is dashed."""
     cells = [[(" ", "")] * width for _ in range(height)]
     for lines, role in layers:
         for y, line in enumerate(lines):
             for x, char in enumerate(line):
-                if char in (" ", chr(BRAILLE)):
-                    continue
-                under = ord(cells[y][x][0])
                 code = ord(char)
-                if BRAILLE <= under < BRAILLE + 256 and BRAILLE <= code < BRAILLE + 256:
-                    char = chr(under | code)
-                cells[y][x] = (char, role)
+                if BRAILLE <= code < BRAILLE + 256:
+                    code = BRAILLE | (code & DASHED) if role == "val" else code
+                    under = ord(cells[y][x][0])
+                    if BRAILLE <= under < BRAILLE + 256 and cells[y][x][1] != "raw":
+                        code |= under
+                    char = chr(code)
+                if char not in (" ", chr(BRAILLE)):
+                    cells[y][x] = (char, role)
     return cells
 
 

@@ -149,12 +149,16 @@ class TrainerApp(Stage):
             return
         if isinstance(item, news.SettingsCame):
             self._take_settings(item.settings)
-        was = self.view.link
+        was = self.view
         self.view, touched = news.reduce(self.view, item)
         self._touched |= touched
         if isinstance(item, news.JobsChangedCame) and news.places_have_gaps(self.view.jobs):
             self.feed.again("jobs")
-        routine = isinstance(item, news.StatusCame) and isinstance(was, Live)
+        routine = (
+            isinstance(item, news.StatusCame)
+            and isinstance(was.link, Live)
+            and was.training.state == self.view.training.state
+        )
         if not routine and not self._soon:
             self._soon = True
             self.set_timer(SOON_S, self._paint)

@@ -68,15 +68,15 @@ class Hands(App[int]):
     def act(self, action: Action, *, anywhere: bool = False, by_mouse: bool = False) -> None:
         """Do it, or say why not. `anywhere`: the focus does not matter (palette)."""
         at = self.situation()
-        reason = action.why_not(at)
-        if reason is not None:
-            self.say(f"{action.label.rstrip('…')}: {reason}", "warn")
-            return
         if action.scope is not None and action.scope is not at.focus and not (anywhere or by_mouse):
             number = list(Panel).index(action.scope) - 1
             self.say(
                 f"{action.keys_shown} is for {action.scope.value}: press {number} first", "dim"
             )
+            return
+        reason = action.why_not(at)
+        if reason is not None:
+            self.say(f"{action.label.rstrip('…')}: {reason}", "warn")
             return
         if not action.changes:
             self.run_worker(self._do(action), group="look")

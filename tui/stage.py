@@ -41,6 +41,7 @@ class Stage(Hands):
     def __init__(self) -> None:
         super().__init__()
         self._subject_panel = Panel.QUEUE
+        self._before_solo: FramedPanel | None = None
         self._reports: dict[int, dict[str, object] | None] = {}
 
     @property
@@ -68,6 +69,7 @@ class Stage(Hands):
         if solo and widget not in solo:
             self._solo(None)
         if not widget.display:
+            self._before_solo = self.focused_panel() or self._before_solo
             self._solo(widget)
         widget.focus()
         self.selection_changed()
@@ -81,7 +83,8 @@ class Stage(Hands):
 
     def toggle_zoom(self) -> None:
         body = self.root.query_one("#body")
-        self._solo(None if body.has_class("solo") else self.focused_panel())
+        self._before_solo = self.focused_panel()
+        self._solo(None if body.has_class("solo") else self._before_solo)
 
     def _solo(self, widget: FramedPanel | None) -> None:
         body = self.root.query_one("#body")
@@ -97,11 +100,8 @@ class Stage(Hands):
         if self.queue.drag is not None:
             self.queue.end_drag()
         elif body.has_class("solo"):
-            shown = (
-                self._subject_panel if self._subject_panel is not Panel.VERSIONS else Panel.QUEUE
-            )
             self._solo(None)
-            self.call_after_refresh(self._refocus, shown)
+            self.call_after_refresh(self._refocus)
         elif panel is not None and panel.found:
             panel.find("")
         elif self.loss.look.cursor is not None:
@@ -112,11 +112,10 @@ class Stage(Hands):
             self.statusline.notice = None
             self.statusline.repaint()
 
-    def _refocus(self, panel: Panel) -> None:
-        focused = self.root.focused
-        if focused is None or not focused.display:
-            target = self.panel(panel)
-            (target if target.display else self.queue).focus()
+    def _refocus(self) -> None:
+        """The focus goes back to where it was before the overlay."""
+        before = self._before_solo
+        (before if before is not None and before.display else self.queue).focus()
 
     # --- selection ---
 

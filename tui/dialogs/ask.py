@@ -24,6 +24,8 @@ Option = tuple[str, str, str, str | None]  # key, name, what it does, why not
 class Question(ModalScreen[str | None]):
     """A titled box in the middle; `keys` are the answers, escape is None."""
 
+    AUTO_FOCUS = ""
+
     def __init__(self, title: str, body: Text, keys: Sequence[str]) -> None:
         super().__init__()
         self._title = title
@@ -45,6 +47,8 @@ class Question(ModalScreen[str | None]):
 
 class Prompt(ModalScreen[str | None]):
     """One line of text; enter takes it (nothing is lost by it), escape is None."""
+
+    AUTO_FOCUS = "Input"
 
     def __init__(self, title: str, question: str) -> None:
         super().__init__()
@@ -68,6 +72,8 @@ class Prompt(ModalScreen[str | None]):
 
 class Page(ModalScreen[None]):
     """Something to read; most keys close it."""
+
+    AUTO_FOCUS = "VerticalScroll"
 
     def __init__(self, title: str, body: Text) -> None:
         super().__init__()

@@ -118,6 +118,8 @@ class ListPanel(FramedPanel):
     def find(self, text: str) -> None:
         self._filter = text
         self._top = 0
+        if self._key not in self.keys():
+            self._index = 0  # the first that matches
         self.changed()
 
     def changed(self) -> None:

@@ -172,14 +172,14 @@ def chart_rows(view: View, look: Look, width: int, height: int, glyphs: Glyphs) 
 
 
 def curves_of(view: View, look: Look, low: float, high: float, columns: int) -> list[Series]:
-    """Raw envelope below, smoothed training loss and validation loss on top."""
+    """Raw envelope below, validation loss over it, smoothed training loss on top."""
     loss, val = view.curves.get("loss", ()), view.curves.get("val_loss", ())
     out: list[Series] = []
     if look.ema:
         out.append(Series("raw", envelope(loss, low, high, columns)))
-    out.append(Series("train", bucketed(smoothed(loss, EMAS[look.ema]), low, high, columns)))
     measured = tuple((p.step, p.mean) for p in val if p.mean is not None and math.isfinite(p.mean))
     out.append(Series("val", bucketed(measured, low, high, columns)))
+    out.append(Series("train", bucketed(smoothed(loss, EMAS[look.ema]), low, high, columns)))
     return [item for item in out if item.points]
 
 
