@@ -129,8 +129,8 @@ def _looks_like_utf16(raw: bytes) -> bool:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return True
     sample = raw[:200]
-    zeros = max(sample[0::2].count(0), sample[1::2].count(0))
-    return len(sample) >= 4 and zeros > len(sample) // 4
+    fewer, more = sorted((sample[0::2].count(0), sample[1::2].count(0)))
+    return len(sample) >= 4 and more > len(sample) // 4 and fewer < len(sample) // 8
 
 
 def _explain_json(problem: json.JSONDecodeError, text: str) -> tuple[str, str]:

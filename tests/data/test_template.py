@@ -223,8 +223,7 @@ def test_a_missing_tokenizer_or_template_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_data_never_imports_torch() -> None:
-    code = (
-        "import sys, trainer_tui.data.template, trainer_tui.data.token_cache, "
-        "trainer_tui.data.validation, trainer_tui.data.toy_tokenizer; sys.exit('torch' in sys.modules)"
-    )
+    modules = ("template", "token_cache", "validation", "toy_tokenizer")
+    imports = ", ".join(f"trainer_tui.data.{name}" for name in modules)
+    code = f"import sys, {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
