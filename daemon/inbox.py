@@ -31,8 +31,8 @@ log = logging.getLogger("intake")
 SETTLING_LOOK_S = 0.25
 BUSY_AGAIN_S = 1.0
 FAILED_AGAIN_S = 30.0
-AWAKE_S = 10.0  # so long after the last change of the inbox it is looked at every second
 WATCH_STEP_MS = 100
+WATCH_AGAIN_S = 2.0
 
 
 class Inbox:
@@ -84,9 +84,11 @@ class Inbox:
                     self._workspace.inbox, debounce=500, step=WATCH_STEP_MS, recursive=True
                 ):
                     self._wake.set()
-            except (OSError, RuntimeError) as problem:
-                log.warning("the inbox is not watched (%s): it is looked at in turn", problem)
-            await asyncio.sleep(self._settings.config.poll_interval)
+            except* (OSError, RuntimeError) as problems:
+                # A name that is not UTF-8 also ends up here: it is a change like any other.
+                log.warning("watching the inbox begins anew: %s", problems.exceptions[0])
+            self._wake.set()
+            await asyncio.sleep(WATCH_AGAIN_S)
 
     async def _look_once(self) -> float:
         """Look, take what is ready, and say when to look again (seconds)."""

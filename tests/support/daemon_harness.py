@@ -117,6 +117,7 @@ class Harness:
 
     def __init__(self, workspace: Workspace, entry: str = STUB) -> None:
         self.workspace, self.entry = workspace, entry
+        self.prelude = ""  # Python to run in the daemon first, to shorten its patience
         self.process: subprocess.Popen[bytes] | None = None
 
     # --- the process -----------------------------------------------------------------------------
@@ -124,6 +125,11 @@ class Harness:
     def launch(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a daemon process without waiting for it."""
         command = [sys.executable, "-m", "trainer_tui.daemon"]
+        if self.prelude:
+            run = (
+                "import sys; from trainer_tui.daemon.run import main; sys.exit(main(sys.argv[1:]))"
+            )
+            command = [sys.executable, "-c", f"{self.prelude}\n{run}"]
         command += ["--workspace", str(self.workspace.root), "--trainer-entry", self.entry]
         output = self.workspace.root / "daemon.out"
         with output.open("ab") as stream:
