@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
         print(problem, file=sys.stderr)
         return 3 if isinstance(problem, Locked) else 2
     logs.set_up(here.logs, "daemon", console=True)
+    logging.getLogger("watchfiles").setLevel(logging.ERROR)
     _dump_stacks_on_request(here)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     multiprocessing.resource_tracker.ensure_running()  # outside of any child's tag

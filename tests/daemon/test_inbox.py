@@ -1,4 +1,4 @@
-"""Files dropped into the inbox, good and bad: taken when their writer is done, each with a sentence."""
+"""Files dropped into the inbox, good and bad: taken when their writer is done, none unsaid."""
 
 from __future__ import annotations
 
@@ -110,8 +110,7 @@ def test_same_content_is_trained_once_unless_asked_again(daemon, tmp_path):
 
 
 def test_names_that_are_no_text_are_taken_and_shown_safely(daemon):
-    raw = os.fsencode(daemon.workspace.inbox) + b"/evil\x1b[2J\xff.jsonl"
-    with open(raw, "wb") as stream:
-        stream.write(chat_rows(1, "evil"))
+    name = os.fsdecode(b"evil\x1b[2J\xff.jsonl")
+    (daemon.workspace.inbox / name).write_bytes(chat_rows(1, "evil"))
     job = wait_for(lambda: next((j for j in daemon.jobs() if "evil" in j["name"]), None))
     assert job["name"] == "evil\\x1b[2J\\xff.jsonl"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import stat
+from pathlib import Path
 
 from daemon_harness import plant, set_stub, wait_for
 
@@ -88,7 +88,7 @@ def test_killed_daemon_loses_no_step_and_the_next_one_goes_on(serve):
     wait_for(lambda: (daemon.training()["global_step"] or 0) > 5)
     trainer = daemon.training()["trainer_pid"]
     assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL
-    wait_for(lambda: not os.path.exists(f"/proc/{trainer}"), why="the orphan ends")
+    wait_for(lambda: not Path(f"/proc/{trainer}").exists(), why="the orphan ends")
     [saved] = daemon.workspace.current_model.glob("checkpoint-*")
     step = int(saved.name.removeprefix("checkpoint-"))
     daemon.start()
