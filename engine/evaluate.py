@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trainer_tui.engine.batch import collate
+from trainer_tui.engine.behaviour_metrics import measure
 from trainer_tui.engine.head_loss import forward_loss_sum
 from trainer_tui.engine.micro_batches import split
+from trainer_tui.engine.profiles import Profile
 from trainer_tui.engine.step import Stepper, TokenMask
 from trainer_tui.safety import clock
 
+BEHAVIOUR_ROWS = 16
 MIN_ROWS = 8  # a slice smaller than this says nothing
 
 
@@ -131,6 +133,29 @@ class Evaluator:
             return None
         return self._measure(series, documents)
 
+    def behaviour(self, series: Series, profile: Profile) -> dict[str, float]:
+        """Teacher-forced figures of a behaviour profile on the set's first rows; {} for none."""
+        if not (profile.shapes_loss or profile.forbidden_ids):
+            return {}
+        documents: list[TokenMask] = []
+        tokens = 0
+        for index in range(min(series.count, BEHAVIOUR_ROWS)):
+            document = series.document(index)
+            tokens += len(document[0])
+            if documents and tokens > self.stepper.micro_batch_tokens:
+                break
+            documents.append(document)
+        if not self.budget.affords(tokens):
+            return {}
+        started_s = clock.monotonic_s()
+        self.stepper.model.eval()
+        try:
+            with self.stepper.precision():
+                return measure(self.stepper.model, profile, documents, self.stepper.device)
+        finally:
+            self.stepper.model.train()
+            self.budget.spend(clock.monotonic_s() - started_s, tokens)
+
     def _measure(self, series: Series, documents: list[TokenMask]) -> Result | None:
         if not documents:
             return None
@@ -166,7 +191,7 @@ class Evaluator:
                 for batch in split([documents], budget, lambda document: len(document[0])):
                     if self.urgent():
                         return None
-                    packed = collate(batch, device)
+                    packed = self.stepper.shape(batch, device).batch  # weights, no penalties
                     sums.append(forward_loss_sum(model, packed).detach())
                     counts.append(packed.supervised)
                     self.beat()

@@ -23,6 +23,8 @@ from trainer_tui.data.row_reader import Limits
 from trainer_tui.data.template import ChatTemplate
 from trainer_tui.data.token_cache import TokenFile, open_existing, open_tokens, token_key
 from trainer_tui.data.validation import Split, ValidationSet, contribute, split_documents
+from trainer_tui.engine import profiles
+from trainer_tui.engine.profiles import Profile
 from trainer_tui.engine.step import TokenMask
 from trainer_tui.safety import config as settings
 from trainer_tui.safety import durable
@@ -42,6 +44,7 @@ class Pinned:
     holdout_share: float
     holdout_rows: int
     epochs: int
+    behaviour: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Config) -> Pinned:
@@ -52,6 +55,7 @@ class Pinned:
             validation.holdout_share,
             validation.holdout_rows,
             config.epochs,
+            config.behaviour.model_dump(mode="json"),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,6 +70,7 @@ class Pinned:
             float(values["holdout_share"]),
             int(values["holdout_rows"]),
             int(values["epochs"]),
+            dict(values["behaviour"]),
         )
 
 
@@ -89,6 +94,7 @@ class Job:
     pinned: Pinned
     cursor: Cursor
     plan: list[Step]
+    profile: Profile
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -124,8 +130,7 @@ class Job:
         return [self.documents(pack) for pack in self.plan[self.cursor.step_index]]
 
     def documents(self, indexes: Sequence[int] | NDArray[np.int64]) -> list[TokenMask]:
-        found = [self.tokens.document(int(index)) for index in indexes]
-        return [(document.ids, document.mask) for document in found]
+        return [rendered(self.tokens, self.profile, int(index)) for index in indexes]
 
     def rows_of_step(self) -> list[int]:
         """Line numbers of the rows in the step under the cursor."""
@@ -157,6 +162,14 @@ class Job:
         return found[:count]
 
 
+def rendered(tokens: TokenFile, profile: Profile, index: int) -> TokenMask:
+    """A document as the profile trains and measures it."""
+    document = tokens.document(index)
+    if not profile.changes_documents:
+        return document.ids, document.mask
+    return profile.render((document.ids, document.mask), tokens.row_hash(index))
+
+
 def _cursor(old: Cursor, epoch: int, step_index: int) -> Cursor:
     return Cursor(
         old.job_id,
@@ -177,6 +190,7 @@ class Opener:
     workspace: Workspace
     config: Config
     template: ChatTemplate
+    stop_id: int
     moved: Callable[[], None]
 
     def open(self, train: Train, cursor: Cursor | None, pinned: Pinned | None) -> Job:
@@ -228,7 +242,19 @@ class Opener:
                 f"so step {cursor.step_index} of it cannot be found again",
                 "put the old base model back, or add the file again to train it from the start",
             )
-        return Job(train, tokens, split, pinned, cursor or fresh, plan, _notes(tokens, split))
+        profile, notes = self.profile(pinned)
+        notes += _notes(tokens, split)
+        return Job(train, tokens, split, pinned, cursor or fresh, plan, profile, notes)
+
+    def profile(self, pinned: Pinned) -> tuple[Profile, list[str]]:
+        """The behaviour profile that these options name, in tokens; with notes for people."""
+        tokenizer = self.template.tokenizer
+
+        def tokenise(text: str) -> list[int]:
+            return list(tokenizer.encode_batch([text])[0].ids)
+
+        behaviour = settings.Behaviour.model_validate(pinned.behaviour)
+        return profiles.build(behaviour, tokenise, self.stop_id, pinned.plan.seed)
 
     def _tokens(self, data_file: Path, train: Train, options: TokenOptions) -> TokenFile:
         cache = self.workspace.cache

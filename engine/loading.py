@@ -56,6 +56,7 @@ class Loaded:
     model: nn.Module
     optimizer: MasterAdamW
     template: ChatTemplate
+    stop_id: int
     precision: PrecisionPlan
     progress: Progress
     identity: Identity
@@ -108,6 +109,8 @@ def load(
         notes.append(precision.note)
 
     template = ChatTemplate.load(base)
+    report = template.check()
+    notes += report.notes
     identity = Identity(
         config_hash(config), template.template_hash, template.tokenizer_hash, config.model_name
     )
@@ -122,6 +125,7 @@ def load(
         model=model,
         optimizer=optimizer,
         template=template,
+        stop_id=report.stop_id,
         precision=precision,
         progress=progress,
         identity=identity,

@@ -19,7 +19,7 @@ from trainer_tui.engine.checkpoint_files import Place
 from trainer_tui.engine.control import Control
 from trainer_tui.engine.evaluate import Budget, Evaluator, Series
 from trainer_tui.engine.fast_blocks import compile_blocks, recompute_activations
-from trainer_tui.engine.feed import Job, Opener
+from trainer_tui.engine.feed import Job, Opener, rendered
 from trainer_tui.engine.head_loss import verify_head
 from trainer_tui.engine.incidents import Watch
 from trainer_tui.engine.loading import Loaded, load
@@ -153,8 +153,9 @@ class Trainer:
     def train(self) -> None:
         """Raises NanStop, SaveFailed, and whatever else ends a trainer."""
         session = self._session
+        loaded = session.loaded
         opener = Opener(
-            self._workspace, session.config, session.loaded.template, session.heart.beat
+            self._workspace, session.config, loaded.template, loaded.stop_id, session.heart.beat
         )
         try:
             Loop(session, opener, self._make_work).run()
@@ -198,11 +199,9 @@ class Trainer:
             self._session.tell("error", "validation", problem.message, hint=problem.hint)
             return None
 
-        def document(index: int):  # type: ignore[no-untyped-def]
-            found = tokens.document(index)
-            return found.ids, found.mask
-
-        return Series("fixed", current.id, tokens.documents, document)
+        return Series(
+            "fixed", current.id, tokens.documents, lambda at: rendered(tokens, job.profile, at)
+        )
 
     @property
     def global_step(self) -> int:

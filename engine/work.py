@@ -73,6 +73,7 @@ class Work:
         self._sinks = sinks
         self._on_oom = on_oom
         self._late: deque[_Late] = deque()
+        self._behaviour: dict[str, float] = {}
         # On a GPU one step's figures may wait while the next step is being queued.
         self._read_ahead = 1 if session.device.type == "cuda" else 0
 
@@ -81,6 +82,7 @@ class Work:
         session, job = self._session, self.job
         session.watch = session.watch.of_job(job.train.job_id)
         session.pinned[job.train.job_id] = job.pinned
+        session.stepper.shape = job.profile.shape
         session.read_late_figures = self.read_all
         session.control.say(
             JobStarted(
@@ -208,7 +210,11 @@ class Work:
             skipped=figures.skipped,
             memory_bytes=interval.memory_bytes,
             mfu=interval.mfu,
-            extra={"step_s_p50": interval.step_s_p50, "step_s_p90": interval.step_s_p90},
+            extra={
+                "step_s_p50": interval.step_s_p50,
+                "step_s_p90": interval.step_s_p90,
+                **self._behaviour,
+            },
         )
         session.control.say(message, droppable=True)
         for sink in self._sinks:
@@ -247,6 +253,7 @@ class Work:
         session.heart.beat(Phase.EVAL)
         if self._fixed is not None:
             self._publish(self._evaluator.slice(self._fixed, turn))
+            self._behaviour = self._evaluator.behaviour(self._fixed, job.profile)
         count = self._evaluator.slice_rows
         holdout = _series_of(job, "holdout", job.split.holdout[:count].tolist())
         if holdout is not None:  # the same rows every time: small sets do not rotate

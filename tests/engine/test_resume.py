@@ -149,7 +149,7 @@ def test_a_resumed_trainer_says_where_it_goes_on_and_never_starts_at_step_0(
 
     driver = make_driver(save_steps=3)
     driver.add_job(toy_rows(60, 1))
-    kill_at_step(driver, 8, driver.kill, "trainer_tui.engine.entry")
+    kill_at_step(driver, 8, driver.kill_all, "trainer_tui.engine.entry")
     newest = driver.newest()
     assert newest is not None
     cursor = newest.manifest.cursors[0]
