@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -70,7 +71,10 @@ def _workspace(named: Path | None) -> workspace.Workspace | None:
 def _usage_problem(path: Path) -> str | None:
     """A symbolic link may be validated (nothing is taken or removed), a folder or a pipe not."""
     try:
-        return kind_problem(path.stat())
+        info = path.stat()
+        if stat.S_ISDIR(info.st_mode):
+            return "is a folder; name a file in it"
+        return kind_problem(info)
     except OSError as problem:
         return f"cannot be read: {problem.strerror}"
 
