@@ -53,7 +53,7 @@ class Watch:
     job_best_holdout: float = math.inf
     job_stale_evals: int = 0
     job_last_holdout: float = math.inf
-    job_probe_start: float = math.inf
+    job_probe_start: float = math.inf  # when the holdout was at its best
     job_last_probe: float = math.inf
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def after_evaluation(watch: Watch, result: Result) -> tuple[Watch, Incident | No
     """Overfitting and forgetting. Only figures of one and the same set are compared."""
     match result.series:
         case "probe":
-            start = min(watch.job_probe_start, result.loss)
-            if watch.job_probe_start == math.inf:
+            start = watch.job_probe_start
+            if start == math.inf:
                 start = result.loss
             return replace(watch, job_probe_start=start, job_last_probe=result.loss), None
         case "holdout":
