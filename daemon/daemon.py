@@ -33,6 +33,7 @@ from trainer_tui.daemon.run import daemon_record
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
+from trainer_tui.daemon.training_state import Means
 from trainer_tui.daemon.undo import Act, UndoLog
 from trainer_tui.safety import checkpoints, clock, config, durable, heartbeat, processes
 from trainer_tui.safety.heartbeat import Beat
@@ -92,7 +93,7 @@ class Daemon:
         self._desk.open()
 
     def _assemble(self) -> House:
-        self._training = Training(
+        means = Means(
             self._workspace,
             self._settings,
             self._desk,
@@ -102,6 +103,7 @@ class Daemon:
             self._entry,
             self._run_tag,
         )
+        self._training = Training(means)
         self._training.blocker = "the trainer of the last daemon finishes its step"
         self._desk.on_change = self._training.poke
         self._desk.context = self._job_context

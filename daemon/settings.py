@@ -67,6 +67,7 @@ class Settings:
         self.config = Config()
         self.frozen: Config | None = None
         self.approvals = Approvals({})
+        self._compared: tuple[tuple[Config, Config, Approvals], bool] | None = None
 
     @property
     def file(self) -> Path:
@@ -185,15 +186,19 @@ class Settings:
         return found
 
     def needs_new_trainer(self) -> bool:
-        """Whether a running trainer's frozen settings are out of date."""
+        """Whether a running trainer's frozen settings are out of date. Cheap when asked again."""
         if self.frozen is None:
             return False
-        wanted = self.in_force()
-        return any(
-            _value(self.frozen, key) != _value(wanted, key)
-            for key in _flat_keys()
-            if _when(key) in ("next_file", "needs_approval")
-        )
+        asked = (self.frozen, self.config, self.approvals)
+        if self._compared is None or list(map(id, asked)) != list(map(id, self._compared[0])):
+            wanted = self.in_force()
+            outdated = any(
+                _value(self.frozen, key) != _value(wanted, key)
+                for key in _flat_keys()
+                if _when(key) in ("next_file", "needs_approval")
+            )
+            self._compared = asked, outdated
+        return self._compared[1]
 
     def live_changes(self) -> dict[str, Any]:
         """Live keys whose value differs from the running trainer's; they count as told."""

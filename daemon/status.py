@@ -93,7 +93,7 @@ def _training(sources: Sources, beat: Beat | None) -> dict[str, Any]:
         "phase": phase or None,
         "phase_age_s": round(now_s - beat.monotonic_ns / 1e9, 2) if beat and phase else None,
         "trainer_pid": training.trainer.pid if training.trainer else None,
-        "restarts": training.restarts,
+        "restarts": training.aftermath.restarts,
         "global_step": step if known else None,
         "lineage": figures.lineage,
         "epoch": figures.epoch,
@@ -137,7 +137,7 @@ def reason(training: Training, facts: decide.Facts) -> str | None:
     if facts.exclusive:
         return "a version is being restored"
     if isinstance(facts.trainer, decide.Absent) and facts.trainer.back_off_left_s > 0:
-        last = training.last_end
+        last = training.aftermath.last
         after = f" after: {last.finding.text}" if last else ""
         return f"a new trainer starts in {facts.trainer.back_off_left_s:.0f} s{after}"
     return None

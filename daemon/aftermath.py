@@ -1,0 +1,144 @@
+"""After a trainer's unasked end: the evidence, the judgement, the incident, the job in hand.
+
+Invariant: every unasked end leaves an incident with its evidence in `state/incidents/<run>/`, and
+every attempt of a job that ended so is counted before the next begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+from typing import Any
+
+import msgspec
+
+from trainer_tui.daemon import after_end
+from trainer_tui.daemon.after_end import End, Record, Verdict
+from trainer_tui.daemon.desk import Desk
+from trainer_tui.daemon.settings import Settings
+from trainer_tui.daemon.teller import Teller
+from trainer_tui.daemon.trainer import Trainer
+from trainer_tui.safety import clock, crash, durable, heartbeat, messages, processes
+from trainer_tui.safety.crash import Evidence
+from trainer_tui.safety.workspace import Workspace
+
+log = logging.getLogger("daemon")
+LEFTOVER_GRACE_S = 5.0
+
+
+class Aftermath:
+    """`restarts`: unasked ends since the daemon started. `last`: the newest verdict."""
+
+    def __init__(
+        self, workspace: Workspace, settings: Settings, desk: Desk, teller: Teller
+    ) -> None:
+        self._workspace, self._settings = workspace, settings
+        self._desk, self._teller = desk, teller
+        self._record = Record()
+        self.restarts = 0
+        self.last: Verdict | None = None
+        self.back_off_until_s = 0.0
+
+    def begin_anew(self) -> None:
+        """Something was committed, or a person said go on: what was before counts no more."""
+        self._record, self.back_off_until_s = Record(), 0.0
+
+    async def crashed(self, trainer: Trainer, end: End, failed: messages.Failed | None) -> Verdict:
+        """Judge, tell, keep the evidence, and do what it means for the job in hand."""
+        self.restarts += 1
+        evidence = await asyncio.to_thread(self._evidence, trainer, end, failed)
+        finding = crash.classify(evidence)
+        supervision = self._settings.config.supervision
+        verdict, self._record = after_end.judge(
+            end, finding, self._record, supervision.attempts, supervision.backoff_s
+        )
+        self.last = verdict
+        self.back_off_until_s = clock.monotonic_s() + verdict.wait_s
+        self._teller.say(
+            "error",
+            "trainer",
+            f"the trainer ended: {finding.text}",
+            hint=finding.suggestion,
+            error_class=str(finding.crash_class),
+            action=str(finding.action),
+            wait_status=end.wait_status,
+            job=end.in_hand,
+            incident=trainer.run_id,
+        )
+        if end.in_hand is not None:
+            await self._set_aside(end.in_hand, verdict)
+        await self._keep_incident(trainer, end, evidence, verdict)
+        return verdict
+
+    async def _set_aside(self, job_id: int, verdict: Verdict) -> None:
+        finding = verdict.finding
+        await self._desk.end_attempt(job_id, "crashed", str(finding.crash_class))
+        if verdict.park:
+            name = self._desk.name_of(job_id)
+            await self._desk.fail(
+                job_id, str(finding.crash_class), finding.text, finding.suggestion
+            )
+            text = f"#{job_id} {name} was set aside: {finding.text}"
+            self._teller.say("error", "job", text, job=job_id)
+
+    def _evidence(self, trainer: Trainer, end: End, failed: messages.Failed | None) -> Evidence:
+        """Gathered in a thread."""
+        report: dict[str, Any] | None = msgspec.to_builtins(failed) if failed else None
+        if report is None:
+            report = crash.read_report(self._workspace.incidents / trainer.run_id / "error.json")
+        return Evidence(
+            exit_code=end.wait_status,
+            reported=report,
+            ended_by_us=trainer.ended_by_us,
+            oom_kills=crash.oom_kill_count() - trainer.oom_kills_before,
+            fault_text=trainer.last_words(),
+            disk_free_bytes=shutil.disk_usage(self._workspace.root).free,
+        )
+
+    async def _keep_incident(
+        self, trainer: Trainer, end: End, evidence: Evidence, verdict: Verdict
+    ) -> None:
+        finding = verdict.finding
+        done = "the file was set aside" if verdict.park else "a new trainer goes on"
+        if verdict.then == "degrade":
+            done = "training was given up until a person looks"
+        beat = heartbeat.read(trainer.heartbeat)
+        document = {
+            "at": clock.now_iso(),
+            "class": str(finding.crash_class),
+            "text": finding.text,
+            "suggestion": finding.suggestion,
+            "done": done,
+            "job": end.in_hand,
+            "wait_status": end.wait_status,
+            "phase": beat.phase.label if beat else None,
+            "global_step": beat.global_step if beat else None,
+            "reported": evidence.reported,
+            "oom_kills": evidence.oom_kills,
+            "disk_free_bytes": evidence.disk_free_bytes,
+            "last_words": evidence.fault_text[-4000:],
+        }
+        folder = self._workspace.incidents / trainer.run_id
+
+        def keep() -> None:
+            durable.make_directory(folder)
+            data = msgspec.json.format(msgspec.json.encode(document), indent=1)
+            durable.replace(folder / "incident.json", data)
+
+        try:
+            await asyncio.to_thread(keep)
+        except OSError as problem:
+            log.error("the incident was not kept: %s", problem)
+
+    async def end_leftovers(self, trainer: Trainer) -> None:
+        """What the trainer started and left behind: time to finish a write, then the end."""
+        deadline_s = clock.monotonic_s() + LEFTOVER_GRACE_S
+        while left := await asyncio.to_thread(processes.tagged, trainer.tag):
+            if clock.monotonic_s() >= deadline_s:
+                for process in left:
+                    processes.send(process, signal.SIGKILL)
+                self._teller.say("warning", "trainer", f"{len(left)} left-over processes ended")
+                return
+            await asyncio.sleep(0.1)

@@ -1,0 +1,179 @@
+"""What the trainer says, taken in: figures, events, and the jobs that a commit completed.
+
+Invariant: a job leaves `processing/` only when a manifest on disk lists it, or when it is set
+aside; a message alone completes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from trainer_tui.daemon.figures import SERIES_OF
+from trainer_tui.daemon.training_state import Means, TrainingState
+from trainer_tui.safety import clock, messages
+from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.manifest import Manifest
+
+STEP_EVENT_EVERY_S = 0.05
+
+
+class Hearing(TrainingState):
+    """See `Training`."""
+
+    def __init__(self, means: Means) -> None:
+        super().__init__(means)
+        self._last_step_event_s = 0.0
+
+    async def _handle(self, message: messages.FromTrainer) -> None:
+        match message:
+            case messages.Ready():
+                await self._ready(message)
+            case messages.WantJob():
+                self.in_hand = None
+                self.figures.end_job()
+                self.present = replace(self.present, hungry=True, told_nothing_waits=False)
+            case messages.JobStarted(job_id=job_id):
+                self.in_hand = job_id
+                self.figures.start_job(message)
+                await self._means.desk.started(message)
+            case messages.StepDone():
+                self._step(message)
+            case messages.Evaluated():
+                self._evaluated(message)
+            case messages.JobTrained(job_id=job_id):
+                self._trained.add(job_id)
+                self.in_hand = None
+            case messages.JobRefused():
+                await self._refused(message)
+            case messages.Committed():
+                await self._committed(message)
+            case messages.Paused():
+                asked = self.present.asked if self.present.asked == "pause_release" else "nothing"
+                self.present = replace(self.present, paused=True, asked=asked)
+            case messages.Resumed():
+                self._resuming = False
+                self.present = replace(self.present, paused=False)
+            case messages.Stopping():
+                self._said_stopping = True
+            case messages.Said(level=level, topic=topic, text=text, data=data):
+                self._means.teller.say(level, topic, text, **data)
+            case messages.Failed():
+                self._failed = message
+            case _ as never:
+                assert_never(never)
+
+    async def _ready(self, message: messages.Ready) -> None:
+        self.figures.start(message)
+        self.present = replace(self.present, ready=True)
+        await self.collect(quick=False)
+        where = message.checkpoint or "the base model"
+        self._means.teller.say(
+            "info",
+            "trainer",
+            f"training goes on from {where} at step {message.global_step}",
+            device=message.device,
+            precision=message.precision,
+            attention=message.attention,
+            notes=message.notes,
+        )
+
+    def _step(self, message: messages.StepDone) -> None:
+        self._means.history.add_points(self.figures.step(message))
+        now_s = clock.monotonic_s()
+        if now_s - self._last_step_event_s >= STEP_EVENT_EVERY_S:
+            self._last_step_event_s = now_s
+            data = {
+                "step": message.global_step,
+                "loss": message.loss,
+                "learning_rate": message.learning_rate,
+                "grad_norm": message.grad_norm,
+                "tokens_per_s": message.tokens_per_s,
+                "supervised_tokens_per_s": message.supervised_tokens_per_s,
+                "at": self.figures.last_sample_at,
+            }
+            self._means.bus.publish("step", data)
+
+    def _evaluated(self, message: messages.Evaluated) -> None:
+        found, best = self.figures.evaluated(message)
+        self._means.history.add_points(found)
+        data = {
+            "step": message.global_step,
+            "series": SERIES_OF.get(message.series, message.series),
+            "loss": message.loss,
+            "rows": message.rows,
+            "whole": message.whole,
+            "at": clock.now_iso(),
+        }
+        self._means.bus.publish("evaluated", data)
+        if best and self.figures.seen_evaluations > 1:
+            text = f"validation {message.loss:.4f} at step {message.global_step}: the best yet"
+            self._means.teller.say("info", "validation", text)
+
+    async def _refused(self, message: messages.JobRefused) -> None:
+        self.in_hand = None
+        self.figures.end_job()
+        await self._means.desk.fail(
+            message.job_id,
+            message.error_class,
+            message.message,
+            message.hint,
+            message.fraction,
+        )
+        level = "info" if message.error_class == "skipped" else "error"
+        self._means.teller.say(
+            level, "job", f"#{message.job_id} was set aside: {message.message}", job=message.job_id
+        )
+
+    async def _committed(self, message: messages.Committed) -> None:
+        self.aftermath.begin_anew()
+        self.figures.saved_step, self.figures.checkpoint = message.global_step, message.folder
+        self._means.teller.say(
+            "info",
+            "checkpoint",
+            f"{message.folder}: {message.bytes_written / 1e6:.1f} MB in {message.seconds:.1f} s",
+            reason=message.reason,
+        )
+        await self.collect(quick=True)
+        for job in self._means.desk.processing:
+            if job.id == self.in_hand and job.attempts > 1:
+                # Committed progress resets the count; what comes now is an attempt of its own.
+                await self._means.desk.end_attempt(job.id, "progress")
+                await self._means.desk.begin_again(job.id)
+
+    async def collect(self, *, quick: bool) -> None:
+        """Move what the newest manifest lists as completed out of `processing/`."""
+        wanted = {job.id for job in self._means.desk.processing}
+        try:
+            found = await self._means.desk.aside(lambda: self._ledger.look(wanted, quick=quick))
+        except Corrupt as problem:
+            self._means.teller.say("error", "checkpoint", problem.message, hint=problem.hint)
+            return
+        if found is None:
+            return
+        self.figures.tokens_seen = found.manifest.tokens
+        self.figures.supervised_tokens_seen = found.manifest.supervised_tokens
+        if self.figures.saved_step is None:
+            self.figures.saved_step = self.figures.global_step = found.manifest.global_step
+            self.figures.lineage, self.figures.checkpoint = found.manifest.lineage, found.folder
+        self._started_fractions = self._fractions(found.manifest)
+        done = []
+        for job_id, entry in sorted(found.completed.items()):
+            await self._means.desk.complete(job_id, entry)
+            self._trained.discard(job_id)
+            done.append(job_id)
+            self._means.teller.say(
+                "info", "job", f"{entry.name} is done: {entry.rows} rows", job=job_id
+            )
+        for listener in self.after_commit:
+            listener(found, done)
+
+    def _fractions(self, newest: Manifest) -> dict[int, float]:
+        """How much of each started job is trained, as the checkpoint says."""
+        epochs = self._means.settings.in_force().epochs
+        return {
+            cursor.job_id: (cursor.epoch * cursor.steps + cursor.step_index)
+            / (cursor.steps * epochs)
+            for cursor in newest.cursors
+            if cursor.steps
+        }
