@@ -16,7 +16,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from trainer_tui.tui.glyphs import UNICODE, Glyphs, plain
-from trainer_tui.tui.ink import Row, fit, over, style_of
+from trainer_tui.tui.ink import Row, fit, style_of
 
 JOIN_CELLS = 6  # two changes closer than this are cheaper written as one
 
@@ -26,6 +26,7 @@ class Canvas(Widget):
 
     can_focus = False
     ALLOW_SELECT = False
+    warns = False  # keeps its warnings bright when the daemon is lost
 
     def __init__(self, *, id: str, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
@@ -52,7 +53,7 @@ class Canvas(Widget):
         rows = [self._finish(row, width) for row in self.draw(width, height)[:height]]
         rows += [fit((), width)] * (height - len(rows))
         if dimmed:
-            rows = [over(row, "lost") for row in rows]
+            rows = [self._faded(row) for row in rows]
         old, everything = self._rows, looks != self._looks or len(rows) != len(self._rows)
         self._rows, self._looks = rows, looks
         if everything:
@@ -66,6 +67,10 @@ class Canvas(Widget):
                 regions += [Region(a, y, b - a, 1) for a, b in changes(before, after)]
         if regions:
             self.refresh(*regions)
+
+    def _faded(self, row: Row) -> Row:
+        """What was known before the daemon was lost; that it is lost stays bright."""
+        return tuple((t, r if self.warns and "bad" in r else f"{r}+lost") for t, r in row)
 
     def _finish(self, row: Row, width: int) -> Row:
         glyphs = self.glyphs

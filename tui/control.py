@@ -14,6 +14,7 @@ from textual._compositor import ChopsUpdate
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.screen import Screen
+from textual.timer import Timer
 
 from trainer_tui.safety import clock
 from trainer_tui.tui import actions as table
@@ -51,6 +52,8 @@ from trainer_tui.tui.view import (
 PAINT_S = 1.0
 SOON_S = 0.05
 NOTICE_S = 8.0
+BURST_S = 0.012
+REST_S = 0.15
 MOUSE_QUIET = "\x1b[?1003l\x1b[?1002h"
 MOUSE_OFF = "\x1b[?1003l\x1b[?1002l\x1b[?1000l"
 
@@ -97,6 +100,8 @@ class TrainerApp(Stage):
         self.finding: str | None = None
         self.bytes_per_s = 0.0
         self.mouse_on = True
+        self._pressed: list[events.Key] = []
+        self._at_rest: Timer | None = None
         self._written = 0
         self._written_before = 0
         self._ticks = 0
@@ -220,20 +225,36 @@ class TrainerApp(Stage):
     # --- keys ---
 
     def on_key(self, event: events.Key) -> None:
+        """Keys wait 12 ms, so that text pasted without brackets is known before it acts."""
         if len(self.screen_stack) > 1:
             return
+        event.stop()
+        event.prevent_default()
         if self.finding is not None:
             self._find_key(event)
-            event.stop()
-            event.prevent_default()
+            return
+        self._pressed.append(event)
+        if len(self._pressed) == 1:
+            self.set_timer(BURST_S, self._take_keys)
+
+    def _take_keys(self) -> None:
+        pressed, self._pressed = self._pressed, []
+        if looks_pasted([event.character or "" for event in pressed]):
+            self.say(f"{len(pressed)} keys at once look like pasted text: ignored", "warn")
+            return
+        for event in pressed:
+            self._press(event)
+
+    def _press(self, event: events.Key) -> None:
+        if self.finding is not None:  # begun by a key just before
+            self._find_key(event)
             return
         key = event.character if event.character and event.character.isprintable() else event.key
-        action = table.for_key(key, self.focus_now(), self._keys)
+        focus = self.focus_now()
+        action = table.for_key(key, focus, self._keys)
         if action is None and key != event.key:
-            action = table.for_key(event.key, self.focus_now(), self._keys)
+            action = table.for_key(event.key, focus, self._keys)
         if action is not None:
-            event.stop()
-            event.prevent_default()
             self.act(action)
 
     def on_paste(self, event: events.Paste) -> None:
@@ -277,6 +298,13 @@ class TrainerApp(Stage):
 
     # --- the terminal ---
 
+    def on_resize(self, event: events.Resize) -> None:
+        """Draw everything once the size is at rest. Textual leaves a size out that equals the one
+        before, but on the way there the terminal has cut off what was drawn."""
+        if self._at_rest is not None:
+            self._at_rest.stop()
+        self._at_rest = self.set_timer(REST_S, self.repaint_everything)
+
     def _mouse(self, on: bool) -> None:
         """Button motion only: Textual's any-motion mode costs 240 kB/s under a moving mouse."""
         self.mouse_on = on
@@ -306,3 +334,8 @@ class TrainerApp(Stage):
 
     def _count_bytes(self, count: int) -> None:
         self._written += count
+
+
+def looks_pasted(characters: list[str]) -> bool:
+    """Eight keys in one read, five of them different: no fingers, and no key held down."""
+    return len(characters) >= 8 and len(set(characters)) >= 5

@@ -59,7 +59,8 @@ def rollback_words(training: Training, version: Version, lost: list[str]) -> lis
     if now is not None and then is not None and now > then:
         lines.append(f"Steps {figures.count(then + 1)} to {figures.count(now)} are unlearnt.")
     if lost:
-        lines.append(f"So are {', '.join(lost[:4])}{' and more' if len(lost) > 4 else ''}.")
+        names = ", ".join(lost[:4]) + (" and more" if len(lost) > 4 else "")
+        lines.append(f"What was learnt from {names} goes with them.")
     losses = figures.loss(training.val_loss), figures.loss(version.loss)
     lines.append(f"Validation loss: {losses[0]} now, {losses[1]} then.")
     if training.unsaved_steps:

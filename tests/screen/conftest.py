@@ -77,6 +77,8 @@ class Stage:
     async def settled(self) -> None:
         """Every change that was asked for is done."""
         await self.pilot.pause()
+        await self.until(lambda: not self.app._pressed, "keys are taken")
+        await self.pilot.pause()
         await self.until(
             lambda: not self.app._queued or len(self.app.screen_stack) > 1, "changes are done"
         )

@@ -103,5 +103,7 @@ def _spread(parts: list[tuple[str, str, int]], width: int) -> Row:
 
 
 class Header(Canvas):
+    warns = True
+
     def draw(self, width: int, height: int) -> list[Row]:
         return rows(self.app.view, width, self.glyphs)  # type: ignore[attr-defined]

@@ -329,4 +329,11 @@ def _empty(width: int, filtered: bool, view: View) -> list[Row]:
         Line().add("  Drop a .jsonl file of chats into ", "dim").add(where, ""),
         Line().add("  inbox/high/ and inbox/low/ set its priority.", "dim"),
     ]
+    if not view.training.global_step:  # a first visit
+        lines += [
+            Line().add("  The model is ", "dim").add("base_model").add(" in config.toml.", "dim"),
+            Line().add("  trainer-tui demo", "").add(" shows it all on a toy model;", "dim"),
+            Line().add("  trainer-tui doctor", "").add(" says what this machine lacks.", "dim"),
+        ]
+        lines = lines[1:]
     return [line.row(width) for line in lines]

@@ -65,6 +65,8 @@ def rows(view: View, now_s: float, rate_bytes: float, width: int, glyphs: Glyphs
 class StatusLine(Canvas):
     """Also shows the last reply for a while, in place of the rest."""
 
+    warns = True
+
     def __init__(self) -> None:
         super().__init__(id=Panel.STATUS.value)
         self.notice: tuple[str, str] | None = None

@@ -1,0 +1,86 @@
+"""The screen as it looks, in the states and sizes that matter. `--snapshot-update` after a change
+that was looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer_tui.safety import clock
+from trainer_tui.tui.app import TrainerApp
+from trainer_tui.tui.glyphs import ASCII, UNICODE
+from trainer_tui.tui.reduce import LinkChanged
+from trainer_tui.tui.remote import Remote
+from trainer_tui.tui.view import Lost
+
+
+def paused(state: Any) -> None:
+    state.state, state.intent, state.reason = "paused", "pause", "asked by ada"
+
+
+def degraded(state: Any) -> None:
+    state.state, state.intent = "degraded", "degraded"
+    state.reason = "the loss was not finite in 5 steps"
+    state.said("error", "training", "given up: the loss was not finite in 5 steps")
+
+
+def no_gpu(state: Any) -> None:
+    state.gpus = 0
+
+
+def empty(state: Any) -> None:
+    state.jobs, state.versions, state.points, state.val, state.events = [], [], [], [], []
+    state.state, state.step = "idle", None
+
+
+Shot = tuple[str, tuple[int, int], Callable[[Any], None] | None, list[str], dict[str, Any]]
+SHOTS: list[Shot] = [
+    ("training", (80, 24), None, [], {}),
+    ("training", (60, 15), None, [], {}),
+    ("training", (40, 12), None, [], {}),
+    ("training", (120, 40), None, [], {}),
+    ("training", (200, 60), None, [], {}),
+    ("paused-with-versions", (80, 24), paused, ["v"], {}),
+    ("degraded-with-evidence", (160, 48), degraded, ["4"], {}),
+    ("no-gpu", (80, 24), no_gpu, ["5"], {}),
+    ("empty", (80, 24), empty, [], {}),
+    ("roll-back-asked", (80, 24), None, ["R"], {}),
+    ("stop-menu", (80, 24), None, ["s"], {}),
+    ("light", (80, 24), None, ["1", "left"], {"palette": "light"}),
+    ("ascii", (80, 24), None, [], {"glyphs": ASCII, "palette": "mono"}),
+    ("lost", (80, 24), None, [], {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "prepare", "keys", "more"),
+    SHOTS,
+    ids=[f"{name}-{size[0]}x{size[1]}" for name, size, *_ in SHOTS],
+)
+def test_picture(
+    name: str, size: tuple[int, int], prepare: Any, keys: list[str], more: Any,
+    snap_compare: Any, server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(clock, "monotonic_s", lambda: 1000.0)
+    if prepare:
+        prepare(server.state)
+    app = TrainerApp(Remote(server.path), **({"glyphs": UNICODE} | more))
+
+    async def look(pilot: Any) -> None:
+        for _ in range(300):
+            known = app.view.status and "loss" in app.view.curves and app.view.jobs
+            if known or (name == "empty" and "loss" in app.view.curves):
+                break
+            await pilot.pause(0.02)
+        if name == "lost":
+            app.workers.cancel_group(app, "feed")
+            lost = Lost(since_s=960.0, attempts=4, why="connection refused")
+            app.hear(LinkChanged(lost, 1000.0))
+        for key in keys:
+            await pilot.press(key)
+        await pilot.pause(0.3)
+
+    assert snap_compare(app, terminal_size=size, run_before=look)
