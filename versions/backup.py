@@ -250,7 +250,8 @@ class Backup:
         return self.location / home.folder
 
     def _write_home(self, home: _Home) -> None:
-        durable.replace(self._home_file, msgspec.json.encode(home))
+        with exclusive(self.layout):
+            durable.replace(self._home_file, msgspec.json.encode(home))
 
     def _copy_records(self, there: Path) -> list[str]:
         """Ledger segments and branches: small, immutable, and nothing can be restored without."""
@@ -359,7 +360,8 @@ class Backup:
                     if not segment_is_sound(path.name, data):
                         continue
                 if not sound:
-                    durable.replace(here, data, 0o400)
+                    with exclusive(self.layout):
+                        durable.replace(here, data, 0o400)
         for counter in (self.layout.version_counter, self.layout.emergency_counter):
             with exclusive(self.layout):
                 raise_counter(counter, read_counter(there / counter.name))

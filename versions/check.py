@@ -147,8 +147,6 @@ def _prove_file(folder: Path, entry: FileEntry, verified: Verified | None) -> No
         verify_file(folder, entry)
         if path.suffix == ".safetensors":
             open_tensors(path)
-    except OSError as problem:
-        raise Corrupt(f"{folder.name}: {entry.name} cannot be read: {problem.strerror}") from None
     except Corrupt:
         if verified is not None:
             verified.forget(path)

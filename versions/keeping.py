@@ -126,7 +126,9 @@ def proven(layout: Layout, decide: Callable[[Survey], Plan]) -> tuple[Decision, 
         decided = decide(found)
         doubtful = [path for path in decided.keep if path not in proven and _looks_sound(path)]
         if not decided.go or not doubtful:
-            verified.save()
+            if decided.go:
+                with exclusive(layout):  # staging names are swept by whoever holds the lock
+                    verified.save()
             return decided.go
         for path in doubtful:
             if _prove(layout, path, verified):

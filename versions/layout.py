@@ -1,7 +1,7 @@
 """Names and places of everything kept: versions, emergency backups, marks, and the room's lock.
 
 Invariant: whoever changes anything under `models/backups/`, or deletes a checkpoint, holds
-`exclusive`. Where the trainer's lock is needed too, it is taken first.
+`exclusive`, which also sweeps: nobody may stage there without it. Where the trainer's lock is needed too, it is taken first.
 """
 
 from __future__ import annotations

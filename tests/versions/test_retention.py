@@ -15,6 +15,7 @@ from trainer_tui.safety.config import Config, Retention
 from trainer_tui.safety.disk import exclusive_bytes
 from trainer_tui.safety.errors import Refused
 from trainer_tui.versions import automatic, keeping, retention, spare
+from trainer_tui.versions.backup import Backup
 from trainer_tui.versions.layout import Layout
 from trainer_tui.versions.records import Version, VersionRecord
 from trainer_tui.versions.retention import Checkpoint
@@ -342,3 +343,27 @@ def test_automatic_versions_follow_the_policy(house):
     better = house.checkpoint(200, validation=1.9)
     assert due(better, on_new_best=True) and due(better, after_every_file=True)
     assert due(better, every_steps=100)
+
+
+def test_backup_racing_create_never_stumbles_over_the_sweep(house, tmp_path):
+    """Whoever takes the lock sweeps staging names, so a backup may not stage outside of it."""
+    house.store.create(house.checkpoint(1), "")
+    stop = threading.Event()
+    problems: list[BaseException] = []
+    place = tmp_path / "disk2"
+    place.mkdir()
+
+    def back_up() -> None:
+        try:
+            while not stop.is_set():
+                Backup(house.workspace, place).run()
+        except BaseException as problem:  # noqa: BLE001 - handed to the test
+            problems.append(problem)
+
+    copier = threading.Thread(target=back_up)
+    copier.start()
+    for _ in range(30):
+        house.store.pin(1)
+    stop.set()
+    copier.join(30)
+    assert problems == []
