@@ -86,8 +86,8 @@ def generate(seed: int = 7, rows_per_file: int = 320, held_out: int = 40) -> Toy
     logic, numbers = logic[held_out - half :], numbers[half:]
     recipes = (
         ("first lessons.jsonl", "high", (logic, numbers), 1),
-        ("syllogisms.jsonl", "normal", (logic,), 1),
-        ("arithmetic.jsonl", "normal", (numbers,), 1),
+        ("syllogisms.jsonl", "normal", (logic, logic, logic, numbers), 1),
+        ("arithmetic.jsonl", "normal", (numbers, numbers, logic), 1),
         ("conversations.jsonl", "normal", (logic, numbers), 3),
         ("revision.jsonl", "low", (logic, numbers), 2),
     )

@@ -30,7 +30,7 @@ from trainer_tui.tui.workspace_setup import make_workspace
 
 MARK = ".trainer-tui-demo"  # only a folder with this file is ever removed by a second demo
 SEED = 7
-ROWS = 600
+ROWS = 1000
 LATE_S = 20.0  # some files come later, so that one sees them flow
 LIMIT_S = 900.0
 SETTINGS: dict[str, Any] = {
