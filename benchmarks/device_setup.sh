@@ -8,5 +8,8 @@ if ls .whl/*.whl >/dev/null 2>&1; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
         --target "$rooms" .whl/*.whl
 fi
+for part in .whl/*.tar.xz; do [ -e "$part" ] && tar -xJf "$part" -C "$rooms"; done
+packages="$rooms/nvidia_cutlass_dsl/dsl_packages"
+[ -d "$packages" ] && export PYTHONPATH="$packages"
 export PYTHONPATH="$rooms${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1

@@ -28,6 +28,10 @@ CONTENDERS: dict[str, dict[str, Any]] = {
         "who": "peer",
         "settings": {"name": "TRL packed, flex, Liger, compiled", "torch_compile": True},
     },
+    "trl-no-liger": {
+        "who": "peer",
+        "settings": {"name": "TRL packed, flex", "liger": False},
+    },
     "pure": {"who": "ours", "settings": {"name": "ours, pure bf16"}},
     "split": {
         "who": "ours",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Settings:
     micro_batches: int = 1  # per step
     chunk_rows: int = 4096
     recompute_every: int = 0
+    join: bool = True  # linear layers of one input as one product
     lr: float = 1e-4
     max_norm: float = 1.0
     warm_steps: int = 5
@@ -64,7 +66,7 @@ def run(settings: Settings, work: workload.Workload) -> Measurement:
     )
     recompute_activations(model, settings.recompute_every)
     if settings.compiled and on_cuda:
-        compile_blocks(model)
+        compile_blocks(model, join=settings.join)
     optimizer = MasterAdamW(
         model,
         settings.precision,  # type: ignore[arg-type]
@@ -120,5 +122,5 @@ def _write_profile(profiler: Any, name: str) -> None:
         sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110
     )
     folder = os.environ.get("BENCH_OUT", ".")
-    with open(os.path.join(folder, f"profile-{name}.txt"), "w") as file:  # noqa: PTH118, PTH123
+    with open(os.path.join(folder, f"profile-{re.sub(r'[^a-z0-9]+', '_', name)}.txt"), "w") as file:  # noqa: PTH118, PTH123
         file.write(table)

@@ -63,7 +63,7 @@ def varlen(
     refuse_unknown(unused)
     if softcap is not None or dropout > 0:
         raise AttentionRefused("The `varlen` attention knows no soft-cap and no dropout.")
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
     grouped = {"enable_gqa": True} if _takes_grouped_flag() and q.shape[1] != k.shape[1] else {}
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     out = varlen_attn(

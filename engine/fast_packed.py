@@ -117,7 +117,7 @@ def attention(
     refuse_unknown(unused)
     if softcap is not None or dropout > 0:
         raise AttentionRefused("The `triton` attention knows no soft-cap and no dropout.")
-    q, k, v = (_rows_contiguous(t[0].transpose(0, 1)) for t in (query, key, value))
+    q, k, v = (_rows_contiguous(t.squeeze(0).transpose(0, 1)) for t in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     out, _ = packed_attention(
         q, k, v, query_work, query_gradient_work, key_gradient_work, scale, sliding_window or 0

@@ -46,11 +46,12 @@ def _forward_block(
     else:
         key = tl.load(k_at)
         value = tl.load(v_at)
-    scores = tl.dot(query, tl.trans(key)) * scale
+    scores = tl.dot(query, tl.trans(key))
     if MASKED:
         scores = tl.where(_visible(query_at, at, window, WINDOWED), scores, -1.0e6)
-    new_max = tl.maximum(row_max, tl.max(scores, 1))
-    weights = tl.math.exp2(scores - new_max[:, None])
+    new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
+    # Scaled here and not above: one fused multiply-add per element instead of two operations.
+    weights = tl.math.exp2(scores * scale - new_max[:, None])
     shrink = tl.math.exp2(row_max - new_max)
     row_sum = row_sum * shrink + tl.sum(weights, 1)
     out = tl.dot(weights.to(value.dtype), value, out * shrink[:, None])
@@ -105,9 +106,9 @@ def forward_kernel(
     if not ONE_LOOP:
         for at in tl.range(unmasked_from, diagonal, N):
             out, row_max, row_sum = _forward_block(
-            out, row_max, row_sum, query, k_ptr, v_ptr, stride_k, stride_v,
-            at, document_end, query_at, scale, window, False, False, D, N,
-        )  # fmt: skip
+                out, row_max, row_sum, query, k_ptr, v_ptr, stride_k, stride_v,
+                at, document_end, query_at, scale, window, False, False, D, N,
+            )  # fmt: skip
     for at in tl.range(diagonal, last, N):
         out, row_max, row_sum = _forward_block(
             out, row_max, row_sum, query, k_ptr, v_ptr, stride_k, stride_v,
@@ -198,9 +199,9 @@ def query_gradient_kernel(
     if not ONE_LOOP:
         for at in tl.range(unmasked_from, diagonal, N):
             gradient = _query_gradient_block(
-            gradient, query, out_gradient, lse, delta, k_ptr, v_ptr, stride_k, stride_v,
-            at, document_end, query_at, scale, window, False, False, D, N,
-        )  # fmt: skip
+                gradient, query, out_gradient, lse, delta, k_ptr, v_ptr, stride_k, stride_v,
+                at, document_end, query_at, scale, window, False, False, D, N,
+            )  # fmt: skip
     for at in tl.range(diagonal, last, N):
         gradient = _query_gradient_block(
             gradient, query, out_gradient, lse, delta, k_ptr, v_ptr, stride_k, stride_v,
@@ -245,7 +246,7 @@ def key_gradient_kernel(
     stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, stride_g, stride_gh,
     tokens, scale, natural_scale, window,
     WINDOWED: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_LOOP: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, summed over the query heads that share them."""
     kv_head = tl.program_id(0)
@@ -265,10 +266,13 @@ def key_gradient_kernel(
     if WINDOWED:  # queries from here on see none of these keys
         last = tl.minimum(document_end, key_start + N - 1 + window)
     count = (last - key_start + M - 1) // M
-    # One loop over (query head, block): its pipeline is filled once, not once per head.
-    for step in tl.range(0, count * GROUP):
-        head = kv_head * GROUP + step // count
-        at = key_start + step % count * M
+    masked = count
+    if not WINDOWED and not ONE_LOOP:
+        masked = tl.minimum(count, (N + M - 1) // M)  # the diagonal
+    # A loop runs over (query head, block): its pipeline is filled once, not once per head.
+    for step in tl.range(0, masked * GROUP):
+        head = kv_head * GROUP + step // masked
+        at = key_start + step % masked * M
         key_gradient, value_gradient = _key_gradient_block(
             key_gradient, value_gradient, key, value,
             q_ptr + head * stride_qh, out_gradient_ptr + head * stride_gh,
@@ -276,6 +280,18 @@ def key_gradient_kernel(
             stride_q, stride_g, at, document_end, key_at, scale, window,
             True, WINDOWED, D, M,
         )  # fmt: skip
+    if not WINDOWED and not ONE_LOOP:
+        rest = count - masked
+        for step in tl.range(0, rest * GROUP):
+            head = kv_head * GROUP + step // rest
+            at = key_start + (masked + step % rest) * M
+            key_gradient, value_gradient = _key_gradient_block(
+                key_gradient, value_gradient, key, value,
+                q_ptr + head * stride_qh, out_gradient_ptr + head * stride_gh,
+                lse_ptr + head * tokens, delta_ptr + head * tokens,
+                stride_q, stride_g, at, document_end, key_at, scale, window,
+                False, False, D, M,
+            )  # fmt: skip
     key_gradient *= natural_scale
     kind = dk_ptr.dtype.element_ty
     o_at = key_at[:, None] * (KV_HEADS * D) + kv_head * D + dims[None, :]

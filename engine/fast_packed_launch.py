@@ -49,9 +49,9 @@ class Tiles:
 
 
 TILES = Tiles(
-    forward=Tile(rows=128, columns=64, warps=8, stages=3),
-    query_gradient=Tile(rows=128, columns=64, warps=8, stages=2),
-    key_gradient=Tile(rows=128, columns=64, warps=8, stages=2),
+    forward=Tile(rows=128, columns=32, warps=8, stages=4),
+    query_gradient=Tile(rows=128, columns=64, warps=8, stages=3),
+    key_gradient=Tile(rows=64, columns=64, warps=4, stages=2),
 )
 
 
@@ -150,6 +150,7 @@ def key_gradient(
         *packed.strides, *out_gradient.stride()[:2],
         tokens, packed.scale * LOG2_E, packed.scale, packed.window,
         WINDOWED=packed.window > 0, GROUP=packed.group, KV_HEADS=kv_heads, D=head_dim,
-        M=tile.columns, N=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
+        M=tile.columns, N=tile.rows, ONE_LOOP=tile.one_loop,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return dk, dv

@@ -114,8 +114,10 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
     """`total += left @ right`, summed in float32 where `total` is float32."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
-    else:
+    elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(left.float(), right.float())
 
 
 class _SupervisedLoss(torch.autograd.Function):
@@ -137,7 +139,8 @@ class _SupervisedLoss(torch.autograd.Function):
             rows_in = hidden.to(low) if low else hidden
             weight = head_weight.to(low) if low else head_weight
             hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
-            weight_gradient = torch.zeros_like(head_weight) if wants_weight else None
+            # In float32: rounding every chunk's share to bf16 before adding them biases training.
+            weight_sums = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
             marks = [_indicator(penalty, weight.shape[0]) for penalty in penalties]
             chunk_of = _chunk_function(device)
@@ -157,9 +160,10 @@ class _SupervisedLoss(torch.autograd.Function):
                 )
                 if hidden_gradient is not None:
                     hidden_gradient[rows] = logits @ weight
-                if weight_gradient is not None:
-                    _accumulate(weight_gradient, logits.t(), rows_in[rows])
+                if weight_sums is not None:
+                    _accumulate(weight_sums, logits.t(), rows_in[rows])
                 del logits  # before the next chunk's are made: the peak is one chunk
+        weight_gradient = None if weight_sums is None else weight_sums.to(head_weight.dtype)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return loss
 
