@@ -62,12 +62,16 @@ def verify_file(folder: Path, entry: FileEntry) -> None:
     path = folder / entry.name
     try:
         size = path.lstat().st_size
+        if size != entry.bytes:
+            raise Corrupt(f"{folder.name}: {entry.name} has {size} bytes, not {entry.bytes}")
+        if durable.hash_file(path) != entry.sha256:
+            raise Corrupt(f"{folder.name}: {entry.name} does not match its hash")
     except FileNotFoundError:
         raise Corrupt(f"{folder.name}: {entry.name} is missing") from None
-    if size != entry.bytes:
-        raise Corrupt(f"{folder.name}: {entry.name} has {size} bytes, not {entry.bytes}")
-    if durable.hash_file(path) != entry.sha256:
-        raise Corrupt(f"{folder.name}: {entry.name} does not match its hash")
+    except OSError as problem:
+        if not durable.is_damage(problem):
+            raise
+        raise Corrupt(f"{folder.name}: {entry.name} cannot be read: {problem.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)

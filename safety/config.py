@@ -13,7 +13,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from trainer_tui.safety.errors import ConfigProblem
 
@@ -23,7 +31,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_silent_conversion(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is no number, `"4096"` is no number and `1` is no truth value."""
+        kind = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if kind in (int, float) and isinstance(value, bool | str):
+            raise ValueError("must be a number, without quotes")
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        return value
 
 
 class Behaviour(Section):
@@ -139,7 +160,7 @@ class Config(Section):
     micro_batch_tokens: int = Field(0, ge=0)
     max_length: Count = 4096
     epochs: Count = 1
-    seed: int = 17
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
 
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import stat
+from collections.abc import MutableMapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,26 +34,44 @@ def set_value(path: Path, key: str, value: Any) -> config.Config:
 
 def set_values(path: Path, values: dict[str, Any]) -> config.Config:
     """Like `set_value` for several keys at once: all of them or none."""
-    text = edited(path.read_text("utf-8"), values, path)
+    config.load(path)  # the file as it stands: missing, not UTF-8 or broken is said here
+    target = path.resolve()  # a link to a file kept elsewhere stays a link
+    text = edited(target.read_text("utf-8"), values, path)
     checked = config.parse(text, path)
-    durable.replace(path, text.encode())
+    durable.replace(target, text.encode(), stat.S_IMODE(target.stat().st_mode))
     return checked
 
 
 def edited(text: str, values: dict[str, Any], path: Path) -> str:
-    """The text of a config file with other values; comments and order stay. Raises ConfigProblem."""
+    """The text of a config file with other values; comments and order stay.
+
+    Raises:
+        ConfigProblem: an unknown key, or the text is no TOML.
+    """
     try:
         document = tomlkit.parse(text)
     except TOMLKitError as problem:
         raise ConfigProblem(f"{path}: {problem}", "the file is TOML: key = value") from None
     for key, value in values.items():
         _require_known(key)
-        section, _, name = key.rpartition(".")
+        section, _, name = _name_in_use(document, key).rpartition(".")
         table: Any = document
-        if section:
-            table = document.setdefault(section, tomlkit.table())
+        for part in section.split(".") if section else ():
+            table = table.setdefault(part, tomlkit.table())
+            if not isinstance(table, MutableMapping):
+                raise ConfigProblem(f"{path}: {part} is not a section", f"write it as [{part}]")
         table[name] = value
     return tomlkit.dumps(document)
+
+
+def _name_in_use(document: tomlkit.TOMLDocument, key: str) -> str:
+    """A key that the file spells by its other name keeps that spelling, and is not there twice."""
+    for alias, real in config.ALIASES.items():
+        if key == real and alias in document:
+            return alias
+        if key == alias and real in document:
+            return real
+    return key
 
 
 def _require_known(key: str) -> None:

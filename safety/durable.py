@@ -46,7 +46,8 @@ def _operation(name: str, path: Path) -> None:
 
 def staging_name(path: Path) -> Path:
     """A sibling name nobody reads; left-overs are swept by `sweep_staging`."""
-    return path.with_name(f"{STAGING_PREFIX}{path.name[:120]}-{secrets.token_hex(4)}")
+    shown = os.fsdecode(os.fsencode(path.name)[:120])  # a name has 255 bytes, not characters
+    return path.with_name(f"{STAGING_PREFIX}{shown}-{secrets.token_hex(4)}")
 
 
 def is_staging(name: str) -> bool:
@@ -157,13 +158,19 @@ def rename(source: Path, target: Path) -> None:
 
 
 def make_directory(path: Path, mode: int = 0o700) -> None:
-    """Create a directory and its missing parents, each durable. Existing ones are left alone."""
+    """Create a directory and its missing parents, each durable. Existing ones are left alone.
+
+    Raises:
+        NotADirectoryError: something else has that name.
+    """
     if path.is_dir():
         return
     make_directory(path.parent, mode)
     _operation("mkdir", path)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     sync_directory(path.parent)
 
 
@@ -331,13 +338,26 @@ def _reflink(source: Path, target: Path) -> bool:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             fcntl.ioctl(fd, _FICLONE, original.fileno())
-            os.fsync(fd)
-            return True
         except OSError:
+            os.close(fd)
             target.unlink()  # this filesystem cannot share extents: the caller links instead
             return False
+        try:
+            os.fsync(fd)  # a failure here is final, no reason to try another way
+            return True
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
         finally:
             os.close(fd)
+
+
+_DAMAGE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+
+
+def is_damage(problem: OSError) -> bool:
+    """Is the medium bad, or what stands on it? A lack of room, rights or memory is not damage."""
+    return problem.errno in _DAMAGE
 
 
 def hash_file(path: Path) -> str:

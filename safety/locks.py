@@ -45,6 +45,9 @@ def acquire(path: Path, *, wait: bool = False) -> Lock | None:
         except BlockingIOError:
             os.close(fd)
             return None
+        except BaseException:  # ENOLCK, an interrupt: do not leave the descriptor behind
+            os.close(fd)
+            raise
         lock = Lock(path, fd)
         if lock.still_ours():
             return lock

@@ -8,6 +8,7 @@ ledger: hash-linked segments that list every completed job, newest first.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -109,9 +110,18 @@ _segment_decoder = msgspec.json.Decoder(LedgerSegment)
 
 
 def seal(manifest: Manifest) -> bytes:
-    """The bytes to store: JSON whose `sha256` covers everything else in it."""
-    bare = msgspec.structs.replace(manifest, sha256="")
-    sealed = msgspec.structs.replace(manifest, sha256=_digest(bare))
+    """The bytes to store: JSON whose `sha256` covers everything else in it.
+
+    Sealed as it will be read, so that no value (an int where a float belongs) can make a committed
+    checkpoint unreadable. A validation loss that is not finite is no loss and is left out.
+
+    Raises:
+        msgspec.ValidationError: a value is not of its field's type; nothing may be committed.
+    """
+    finite = {name: loss for name, loss in manifest.validation.items() if math.isfinite(loss)}
+    bare = msgspec.structs.replace(manifest, validation=finite, sha256="")
+    bare = _decoder.decode(msgspec.json.encode(bare))
+    sealed = msgspec.structs.replace(bare, sha256=_digest(bare))
     return msgspec.json.format(msgspec.json.encode(sealed), indent=1)
 
 
@@ -132,6 +142,14 @@ def read(folder: Path) -> Manifest:
         raise Corrupt(f"{folder.name} has no {MANIFEST_NAME}", "it was never committed") from None
     except msgspec.MsgspecError as problem:
         raise Corrupt(f"{folder.name}: {MANIFEST_NAME} is damaged: {problem}") from None
+    except OSError as problem:
+        if not durable.is_damage(problem):
+            raise
+        text = f"{MANIFEST_NAME} cannot be read: {problem.strerror}"
+        raise Corrupt(f"{folder.name}: {text}") from problem
+    if manifest.format != FORMAT:
+        text = f"{folder.name} is of format {manifest.format}, this program reads {FORMAT}"
+        raise Corrupt(text, "it was written by another release of trainer-tui")
     if _digest(msgspec.structs.replace(manifest, sha256="")) != manifest.sha256:
         raise Corrupt(f"{folder.name}: {MANIFEST_NAME} was changed after it was sealed")
     return manifest
@@ -145,6 +163,7 @@ def write_segment(ledger: Path, head: LedgerHead | None, entries: list[LedgerEnt
     sequence = head.sequence + 1 if head else 1
     segment = LedgerSegment(sequence, head.sha256 if head else "", entries)
     data = msgspec.json.format(msgspec.json.encode(segment), indent=1)
+    _segment_decoder.decode(data)  # what cannot be read again must not be written
     digest = hashlib.sha256(data).hexdigest()
     path = segment_path(ledger, LedgerHead(sequence, digest))
     if not path.exists():

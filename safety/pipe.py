@@ -59,9 +59,10 @@ class PipeEnd:
             return True
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything queued is in the pipe; False when time ran out."""
+        """Wait until everything queued is in the pipe; False when time ran out or it broke."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._outgoing or self._broken, timeout_s)
+            self._changed.wait_for(lambda: not self._outgoing or self._broken, timeout_s)
+            return not self._outgoing
 
     def close(self) -> None:
         with self._changed:
