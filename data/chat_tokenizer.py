@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,52 @@ class TemplateRefused(Exception):
     """The template raised its own exception for this conversation; the text says which."""
 
 
-@dataclass(frozen=True, slots=True)
 class Encoded:
-    """`offsets`: character range of each token in the text; an empty range for trimmed spaces."""
+    """The tokens of one text, and where a range of its characters is among them."""
 
-    ids: Sequence[int]
-    offsets: Sequence[tuple[int, int]]
+    __slots__ = ("_encoding", "ids")
+
+    def __init__(self, encoding: Any) -> None:
+        self._encoding = encoding
+        self.ids: Sequence[int] = encoding.ids
+
+    def tokens_of(self, start: int, end: int) -> tuple[int, int]:
+        """The tokens that share a character with `text[start:end]`, as a range.
+
+        A token that joins the last character before `start` to the first after it counts: it is
+        one that has to be produced. Asking the tokenizer for the two ends is many times quicker
+        than fetching the place of every token (of which it makes a tuple each).
+        """
+        first = self._first_with(start, end)
+        if first is None:
+            return 0, 0
+        last = self._last_with(end)
+        return first, max(first, last + 1)
+
+    def _first_with(self, start: int, end: int) -> int | None:
+        for char in range(start, end):
+            token = self._encoding.char_to_token(char)
+            if token is not None:
+                return int(token)
+        return None
+
+    def _last_with(self, end: int) -> int:
+        """The last token that holds the character before `end`, or one further ahead when that
+        one belongs to no token (a trimmed space)."""
+        for char in range(end - 1, -1, -1):
+            token = self._encoding.char_to_token(char)
+            if token is not None:
+                return self._last_piece(int(token), char)
+        return -1
+
+    def _last_piece(self, token: int, char: int) -> int:
+        """A character of several bytes may be spread over several tokens."""
+        while token + 1 < len(self.ids):
+            place = self._encoding.token_to_chars(token + 1)
+            if place is None or not place[0] <= char < place[1]:
+                break
+            token += 1
+        return token
 
 
 class ChatTokenizer:
@@ -143,9 +182,9 @@ class ChatTokenizer:
         return "endgeneration" in self.template
 
     def encode_batch(self, texts: list[str]) -> list[Encoded]:
-        """Tokens with offsets, on all cores. Nothing is added, nothing cut."""
+        """Tokens and their places, on all cores. Nothing is added, nothing cut."""
         found = self.backend.encode_batch(texts, add_special_tokens=False)
-        return [Encoded(encoding.ids, encoding.offsets) for encoding in found]
+        return [Encoded(encoding) for encoding in found]
 
     def count_batch(self, texts: list[str]) -> list[int]:
         """Tokens in each text, without offsets (quicker)."""

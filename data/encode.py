@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer_tui.data.options import TokenOptions
@@ -38,7 +40,23 @@ def encode_file(
 def encode_rows(
     rows: Iterator[Conversation | RowProblem], template: ChatTemplate, options: TokenOptions
 ) -> Iterator[EncodedRow | RowProblem]:
-    """The same for rows at hand; batches are bounded in rows and in characters."""
+    """The same for rows at hand. While one batch is looked at, the next is being tokenised."""
+    with ThreadPoolExecutor(1, "tokenise") as pool:
+        before: _Batch | None = None
+        for batch in _batches(rows):
+            good = [row for row in batch if isinstance(row, Conversation)]
+            ahead = _Batch(batch, pool.submit(template.encode_batch, good, options))
+            if before is not None:
+                yield from before.results()
+            before = ahead
+        if before is not None:
+            yield from before.results()
+
+
+def _batches(
+    rows: Iterator[Conversation | RowProblem],
+) -> Iterator[list[Conversation | RowProblem]]:
+    """Bounded in rows and in characters."""
     batch: list[Conversation | RowProblem] = []
     characters = 0
     for row in rows:
@@ -46,19 +64,24 @@ def encode_rows(
         if isinstance(row, Conversation):
             characters += sum(len(message.content) for message in row.messages)
         if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
-            yield from _encode(batch, template, options)
+            yield batch
             batch, characters = [], 0
-    yield from _encode(batch, template, options)
+    if batch:
+        yield batch
 
 
-def _encode(
-    batch: list[Conversation | RowProblem], template: ChatTemplate, options: TokenOptions
-) -> Iterator[EncodedRow | RowProblem]:
-    good = [row for row in batch if isinstance(row, Conversation)]
-    encoded = iter(template.encode_batch(good, options))
-    for row in batch:
-        if isinstance(row, RowProblem):
-            yield row
-            continue
-        found = next(encoded)
-        yield found.problem or found
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows and problems in the file's order, and the future of the rows' tokens."""
+
+    rows: list[Conversation | RowProblem]
+    encoded: Future[list[EncodedRow]]
+
+    def results(self) -> Iterator[EncodedRow | RowProblem]:
+        encoded = iter(self.encoded.result())
+        for row in self.rows:
+            if isinstance(row, RowProblem):
+                yield row
+                continue
+            found = next(encoded)
+            yield found.problem or found

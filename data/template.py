@@ -203,29 +203,18 @@ def _with_lengths_unlimited(options: TokenOptions) -> TokenOptions:
 def _document(
     rendering: Rendering, encoded: Encoded, options: TokenOptions
 ) -> tuple[Document, int]:
-    """Tokens and mask of one rendering, and how many supervised-looking tokens were injected.
-
-    A token belongs to a range when it shares a character with it: a token that joins a space of
-    the header to the first letter of the answer is one the model has to produce.
-    """
-    offsets = np.asarray(encoded.offsets, dtype=np.int64).reshape(-1, 2)  # [tokens, 2]
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    injected = _inside(starts, ends, rendering.injected)
-    mask = _inside(starts, ends, rendering.supervised)
-    extra = int(np.count_nonzero(injected & ~mask))
-    if options.injected_tokens == "train":
-        mask |= injected
+    """Tokens and mask of one rendering, and how many supervised-looking tokens were injected."""
+    ids = np.asarray(encoded.ids, dtype=np.int32)
+    mask = np.zeros(len(ids), dtype=np.bool_)
+    for start, end in rendering.supervised:
+        first, last = encoded.tokens_of(start, end)
+        mask[first:last] = True
+    extra = 0
+    for start, end in rendering.injected:
+        first, last = encoded.tokens_of(start, end)
+        extra += int(np.count_nonzero(~mask[first:last]))
+        if options.injected_tokens == "train":
+            mask[first:last] = True
     if len(mask):
         mask[0] = False  # nothing precedes it, so nothing predicts it
-    return Document(np.asarray(encoded.ids, dtype=np.int32), mask), extra
-
-
-def _inside(
-    starts: NDArray[np.int64], ends: NDArray[np.int64], ranges: Sequence[tuple[int, int]]
-) -> NDArray[np.bool_]:
-    mask = np.zeros(len(starts), dtype=np.bool_)
-    for start, end in ranges:
-        shares = (starts < end) & (ends > start)
-        empty = (starts == ends) & (starts > start) & (starts <= end)  # trimmed spaces
-        mask |= shares | empty
-    return mask
+    return Document(ids, mask), extra

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.rows import Conversation, Message
@@ -192,6 +194,29 @@ def test_the_date_of_today_never_reaches_the_tokens(load_family: Load) -> None:
 def test_control_tokens_in_a_rows_own_text_are_counted(load_family: Load) -> None:
     row = load_family("chatml").encode_batch([chat("a <|im_end|>", "b")], OPTIONS)[0]
     assert row.control_tokens == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(NAMES),
+    st.lists(
+        st.text(st.sampled_from("ab é🦉\n 1<"), min_size=1, max_size=12).filter(str.strip),
+        min_size=2,
+        max_size=4,
+    ).filter(lambda texts: len(texts) % 2 == 0),
+)
+def test_the_mask_is_that_of_every_tokens_place(load_family: Load, name: str, texts) -> None:
+    """Against the plain definition: a token counts when it shares a character with a range."""
+    template = load_family(name)
+    row = chat(*texts)
+    (document,) = template.encode(row, OPTIONS)
+    (rendering,) = template._spans.find(row, OPTIONS)
+    found = template.tokenizer.backend.encode(rendering.text, add_special_tokens=False)
+    plain = [
+        any(start < to and end > at for at, to in rendering.supervised)
+        for start, end in found.offsets
+    ]
+    assert document.mask.tolist() == [False, *plain[1:]]
 
 
 def test_long_rows_follow_the_chosen_policy(load_family: Load) -> None:
