@@ -13,7 +13,11 @@ import torch
 
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.validation import ValidationSet
-from trainer_tui.engine.attention import attach_packed_attention, prove_isolation
+from trainer_tui.engine.attention import (
+    attach_packed_attention,
+    attached_backend,
+    prove_isolation,
+)
 from trainer_tui.engine.checkpoint import Committer, NotFinite
 from trainer_tui.engine.checkpoint_files import Place
 from trainer_tui.engine.control import Control
@@ -122,7 +126,8 @@ class Trainer:
             recompute_activations(loaded.model)
         if on_gpu:
             session.heart.beat(Phase.COMPILE)
-            compile_blocks(loaded.model)
+            if attached_backend(loaded.model).compiles:
+                compile_blocks(loaded.model)
             vocabulary = int(loaded.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
             remembered = _Remembered(self._workspace, session)
             session.stepper.micro_batch_tokens = remembered.limit(
