@@ -100,6 +100,10 @@ def router(house: House) -> APIRouter:
         found = await asyncio.to_thread(read_incidents, house.workspace.incidents)
         return json_response({"incidents": found})
 
+    @routes.get("/v1/disk", summary="Room on the disk, and what would go when it is short")
+    async def disk() -> Response:
+        return json_response(await asyncio.to_thread(house.disk.preview))
+
     @routes.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
     async def for_prometheus() -> Response:
         text = prometheus.exposition(house.status())

@@ -9,58 +9,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any
-
-import msgspec
 
 from trainer_tui.daemon import api, api_jobs, eta, status, undo
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.desk import Desk
-from trainer_tui.daemon.figures import points
+from trainer_tui.daemon.disk_watch import DiskWatch
+from trainer_tui.daemon.guardian import Guardian, notify_systemd
+from trainer_tui.daemon.hang_watch import HangWatch
 from trainer_tui.daemon.history import History
 from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import Server, listen_tcp, make_server
 from trainer_tui.daemon.inbox import Inbox
 from trainer_tui.daemon.job_view import Context
 from trainer_tui.daemon.keeper import Keeper
+from trainer_tui.daemon.notices import Notices
+from trainer_tui.daemon.rounds import Rounds
 from trainer_tui.daemon.run import daemon_record
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
 from trainer_tui.daemon.training_state import Means
 from trainer_tui.daemon.undo import Act, UndoLog
-from trainer_tui.safety import checkpoints, clock, config, durable, heartbeat, processes
-from trainer_tui.safety.heartbeat import Beat
+from trainer_tui.daemon.upkeep import Upkeep
+from trainer_tui.safety import clock, durable, processes
+from trainer_tui.safety.errors import TrainerTuiError
 from trainer_tui.safety.locks import Lock
-from trainer_tui.safety.meters import Machine, Meters
+from trainer_tui.safety.meters import Meters
+from trainer_tui.safety.notify import Notifier
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("daemon")
-TICK_S = 1.0
-METERS_EVERY_S = 2.0
-STATUS_FILE_EVERY_S = 5.0
-LOCK_LOOK_EVERY_S = 10.0
 END_TIMEOUT_S = 300.0  # for the trainer's last step and commit
 ORPHAN_GRACE_S = 60.0
-SERIES_FLUSH_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a tick found on disk and in the machine; gathered in a thread."""
-
-    machine: Machine | None
-    beat: Beat | None
-    stop_file: bool
-    config_changed: bool
-    lock_lost: bool
-    blocker: str
+AGAIN_S = 3.0  # after a part failed for a reason that may pass
 
 
 class Daemon:
@@ -70,13 +56,9 @@ class Daemon:
         self._meters = Meters(workspace.root)
         self._history = History(workspace.history_file, self._say_from_thread)
         self._started_at, self._started_s = clock.now_iso(), clock.monotonic_s()
-        self._machine: Machine | None = self._meters.sample()
-        self._beat: Beat | None = None
         self._exit_code = 0
         self._ending = asyncio.Event()
         self._signals = 0
-        self._last: dict[str, float] = {}
-        self._told = b""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- coming up -------------------------------------------------------------------------------
@@ -114,7 +96,7 @@ class Daemon:
             self._workspace, self._settings, self._desk, self._teller, self._run_tag
         )
         self._undo = UndoLog(self._workspace, self._apply)
-        self._sources = status.Sources(
+        sources = status.Sources(
             self._workspace,
             self._settings,
             self._desk,
@@ -123,6 +105,19 @@ class Daemon:
             self._bus,
             self._started_at,
             self._started_s,
+        )
+        self._disk = DiskWatch(
+            self._workspace,
+            self._settings,
+            self._desk,
+            self._inbox,
+            self._training,
+            self._teller,
+        )
+        self._notifier = Notifier(lambda: self._settings.config.notify)
+        self._teller.listeners.append(Notices(self._notifier).hear)
+        self._rounds = Rounds(
+            sources, self._history, self._teller, self._meters, self._lock, self._end
         )
         return House(
             self._workspace,
@@ -135,14 +130,9 @@ class Daemon:
             self._training,
             self._keeper,
             self._undo,
-            self.status,
+            self._rounds.status,
+            self._disk,
         )
-
-    def status(self) -> dict[str, Any]:
-        """The status document of this moment. The heartbeat is read afresh: a page of memory."""
-        if self._training.trainer is not None:
-            self._beat = heartbeat.read(self._training.trainer.heartbeat)
-        return status.build(self._sources, self._machine, self._beat)
 
     async def run(self, listener: socket.socket) -> int:
         """Serve until the end. Returns the exit code."""
@@ -153,7 +143,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
         await self._keeper.refresh()
-        await self._look_around()  # so that the first answer is whole
+        await self._rounds.look_around()  # so that the first answer is whole
         record = daemon_record(self._workspace, status.version(), self._started_at)
         await asyncio.to_thread(durable.replace, self._workspace.daemon_file, record)
         server = make_server(api.make_app(house), self._settings.config.api.token)
@@ -161,16 +151,32 @@ class Daemon:
         self._teller.say("info", "daemon", f"the daemon serves {self._workspace.root}")
         if self._settings.problem:
             self._teller.say("error", "config", self._settings.problem)
-        work = [
-            self._start(self._training.run()),
-            self._start(self._inbox.run()),
-            self._start(self._desk.run()),
-            self._start(self._tick()),
-            self._start(self._wait_for_orphans()),
-        ]
+        for finding in self._desk.findings:
+            self._teller.say("warning", "queue", finding.text)
+        work = [self._start(_steady(name, run, self._teller)) for name, run in self._parts()]
+        notify_systemd("READY=1")
         await self._ending.wait()
+        notify_systemd("STOPPING=1")
         await self._shut_down(server, serving, work)
         return self._exit_code
+
+    def _parts(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+        """The tasks that run as long as the daemon does; training comes first."""
+        hang_watch = HangWatch(
+            self._workspace, self._settings, self._training, self._teller, self._meters
+        )
+        upkeep = Upkeep(self._workspace, self._settings, self._desk, self._history, self._teller)
+        return [
+            ("training", self._training.run),
+            ("inbox", self._inbox.run),
+            ("queue", self._desk.run),
+            ("rounds", self._rounds.run),
+            ("orphans", self._wait_for_orphans),
+            ("hang watch", hang_watch.run),
+            ("disk", self._disk.run),
+            ("upkeep", upkeep.run),
+            ("guardian", Guardian(self._workspace, self._teller).run),
+        ]
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)
@@ -183,8 +189,11 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.critical("a part of the daemon failed", exc_info=task.exception())
-            self._exit_code = 1
-            self._ending.set()
+            self._end(1)
+
+    def _end(self, exit_code: int) -> None:
+        self._exit_code = self._exit_code or exit_code
+        self._ending.set()
 
     def _tcp(self) -> list[socket.socket]:
         api_config = self._settings.config.api
@@ -215,111 +224,7 @@ class Daemon:
             setattr(figures, name, value)
         figures.best_val_loss = best
 
-    # --- ticking ---------------------------------------------------------------------------------
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            await self._look_around()
-
-    async def _look_around(self) -> None:
-        look = await asyncio.to_thread(self._look)
-        self._beat = look.beat
-        if look.machine is not None:
-            self._machine = look.machine
-            self._record_machine(look.machine)
-        if look.lock_lost:
-            log.critical("the lock file was taken from under this daemon: it ends")
-            self._exit_code = 3
-            self._ending.set()
-        if look.stop_file:
-            await self._stop_file()
-        if look.config_changed:
-            await self._config_changed()
-        if look.blocker != self._training.blocker and not self._orphans:
-            self._training.blocker = look.blocker
-            self._training.poke()
-        await self._publish()
-
-    _orphans = True
-
-    def _look(self) -> Look:
-        trainer = self._training.trainer
-        return Look(
-            machine=self._meters.sample() if self._due("meters", METERS_EVERY_S) else None,
-            beat=heartbeat.read(trainer.heartbeat) if trainer else None,
-            stop_file=os.path.lexists(self._workspace.stop_file),
-            config_changed=self._settings.changed_on_disk(),
-            lock_lost=self._due("lock", LOCK_LOOK_EVERY_S) and not self._lock.still_ours(),
-            blocker=self._find_blocker() if trainer is None else "",
-        )
-
-    def _due(self, name: str, every_s: float) -> bool:
-        now_s = clock.monotonic_s()
-        if now_s - self._last.get(name, -every_s) < every_s:
-            return False
-        self._last[name] = now_s
-        return True
-
-    def _find_blocker(self) -> str:
-        """Why training could not even start: said instead of crashing again and again."""
-        if checkpoints.list_folders(self._workspace.current_model):
-            return ""
-        folder = config.base_model_folder(self._settings.in_force(), self._workspace.root)
-        if (folder / "config.json").is_file():
-            return ""
-        return f"there is no model at {folder} (base_model in config.toml)"
-
-    def _record_machine(self, machine: Machine) -> None:
-        step = self._training.figures.global_step
-        if step is None or self._training.trainer is None:
-            return
-        values = {"memory": float(machine.memory_used_bytes)}
-        if machine.gpus:
-            gpu = machine.gpus[0]
-            found = {
-                "gpu_utilisation": gpu.utilisation_percent,
-                "gpu_memory": gpu.memory_used_bytes,
-                "temperature": gpu.temperature_c,
-            }
-            values |= {name: float(value) for name, value in found.items() if value is not None}
-        self._history.add_points(points(step, values))
-
-    async def _publish(self) -> None:
-        document = self.status()
-        lasting = status.lasting(document)
-        changed = lasting != self._told
-        if changed:
-            self._told = lasting
-            self._bus.publish("status", document)
-        if changed or self._due("status file", STATUS_FILE_EVERY_S):
-            self._last["status file"] = clock.monotonic_s()
-            await self._write_status_file(document)
-
-    async def _write_status_file(self, document: dict[str, Any]) -> None:
-        data = msgspec.json.format(msgspec.json.encode(status.flat(document)), indent=1)
-        try:
-            await asyncio.to_thread(durable.replace_view, self._workspace.status_file, data)
-        except OSError as problem:
-            if self._due("status file problem", 60.0):
-                log.error("the status file was not written: %s", problem)
-
-    async def _stop_file(self) -> None:
-        """`.stop`: the same as `stop --now`, and the daemon ends. Consumed once."""
-        await self._training.set_intent("stopped", ".stop file")
-        await asyncio.to_thread(durable.remove_file, self._workspace.stop_file)
-        self._teller.say("info", "daemon", "a .stop file was found: saving and ending")
-        self._ending.set()
-
-    async def _config_changed(self) -> None:
-        problem = await asyncio.to_thread(self._settings.reload)
-        if problem:
-            self._teller.say("error", "config", f"the edit is not used: {problem}")
-        else:
-            waiting = [pending.key for pending in self._settings.pending()]
-            more = f"; waiting: {', '.join(waiting)}" if waiting else ""
-            self._teller.say("info", "config", f"config.toml was read again{more}")
-        self._training.settings_changed()
+    # --- beginning and context ------------------------------------------------------------------
 
     async def _wait_for_orphans(self) -> None:
         """A trainer of a killed daemon finishes its step and commits before ours may start."""
@@ -330,8 +235,8 @@ class Daemon:
                 for process in left:
                     processes.send(process, signal.SIGKILL)
             await asyncio.sleep(0.2)
-        self._orphans = False
-        self._training.blocker = await asyncio.to_thread(self._find_blocker)
+        self._rounds.orphans_left = False
+        self._training.blocker = await asyncio.to_thread(self._rounds.find_blocker)
         self._training.poke()
 
     def _job_context(self) -> Context:
@@ -387,7 +292,7 @@ class Daemon:
         training = self._training
         training.ending = True
         training.poke()
-        await self._publish()
+        await self._rounds.publish()
         training_runs = not work[0].done()
         if training_runs and not await training.until(
             lambda: training.trainer is None, END_TIMEOUT_S
@@ -401,9 +306,22 @@ class Daemon:
         await self._inbox.close()
         await self._keeper.close()
         self._teller.say("info", "daemon", "the daemon ends")
-        await self._publish()
+        await self._rounds.publish()
         self._bus.close()
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
         self._desk.close()
+        await asyncio.to_thread(self._notifier.close)
         await asyncio.to_thread(self._history.close)
+
+
+async def _steady(name: str, run: Callable[[], Awaitable[None]], teller: Teller) -> None:
+    """Run a part again when the disk or a person's hand in the files made it fail."""
+    while True:
+        try:
+            await run()
+            return
+        except (OSError, TrainerTuiError) as problem:
+            log.warning("%s begins anew", name, exc_info=problem)
+            teller.say("error", "daemon", f"{name}: {problem}; tried again in {AGAIN_S:g} s")
+            await asyncio.sleep(AGAIN_S)

@@ -122,6 +122,12 @@ class History:
         question = "SELECT min(low) FROM buckets WHERE series = ? AND width = 65536"
         return self.ask(lambda base: _one(base, question, series))
 
+    def prune(self) -> None:
+        """Let go of the oldest events beyond `EVENTS_KEPT`."""
+        oldest = "SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?"
+        text = f"DELETE FROM events WHERE id <= ({oldest})"
+        self.ask(lambda base: base.execute(text, (EVENTS_KEPT,)).rowcount)
+
     def ask(self, question: Callable[[sqlite3.Connection], T]) -> Future[T]:
         """Run `question` on the history thread, after everything added before it was stored."""
         answer: Future[T] = Future()

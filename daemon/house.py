@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.desk import Desk
+from trainer_tui.daemon.disk_watch import DiskWatch
 from trainer_tui.daemon.history import History
 from trainer_tui.daemon.inbox import Inbox
 from trainer_tui.daemon.keeper import Keeper
@@ -33,3 +34,4 @@ class House:
     keeper: Keeper
     undo: UndoLog
     status: Callable[[], dict[str, Any]]
+    disk: DiskWatch

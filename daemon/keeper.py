@@ -22,6 +22,7 @@ from trainer_tui.safety import checkpoints, messages
 from trainer_tui.safety.errors import Corrupt, Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import automatic, keeping
+from trainer_tui.versions.backup import Backup
 from trainer_tui.versions.store import VersionStore
 
 T = TypeVar("T")
@@ -49,6 +50,8 @@ class Keeper:
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_after = ""
+        self._backing_up = False
+        self._closing = False
         self.latest: int | None = None
         training.after_commit.append(self._committed)
 
@@ -116,6 +119,30 @@ class Keeper:
         await self.refresh()
         self._teller.say("info", "version", text, latest=self.latest)
         self._bus.publish("versions", {"latest": self.latest})
+        self._back_up_soon()
+
+    # --- the second location ---------------------------------------------------------------------
+
+    def _back_up_soon(self) -> None:
+        """One copying at a time; a change meanwhile is seen by its next look."""
+        location = self._settings.config.versioning.second_location
+        if location and not self._backing_up:
+            self._backing_up = True
+            self._start(self._back_up(Path(location)))
+
+    async def _back_up(self, location: Path) -> None:
+        backup = Backup(self._workspace, location)
+        try:
+            done = await asyncio.to_thread(backup.run, None, lambda: self._closing)
+        except (TrainerTuiError, OSError) as problem:
+            self._teller.say("error", "backup", f"versions were not copied: {problem}")
+            return
+        finally:
+            self._backing_up = False
+        for problem_text in done.problems:
+            self._teller.say("warning", "backup", problem_text)
+        if done.copied:
+            self._teller.say("info", "backup", f"copied to {location}: {', '.join(done.copied)}")
 
     def _newest_folder(self) -> Path:
         folders = checkpoints.list_folders(self._workspace.current_model)
@@ -169,6 +196,7 @@ class Keeper:
 
     async def close(self) -> None:
         """Let what was begun come to its end."""
+        self._closing = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=10)
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainer_tui.safety import child, clock, crash, messages
+from trainer_tui.safety import child, clock, crash, messages, processes
 from trainer_tui.safety.pipe import PipeEnd
 from trainer_tui.safety.processes import RUN_KEY
 
@@ -75,6 +75,7 @@ class Trainer:
             theirs.close()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        self.identity = processes.identify(self.pid)
         self._pidfd = os.pidfd_open(self.pid)
         self._pipe_closed = asyncio.Event()
         self._pipe = PipeEnd(ours, self._frame_from_thread, self._closed_from_thread, "trainer")

@@ -71,6 +71,24 @@ class Meters:
             disk_total_bytes=disk.total,
         )
 
+    def foreign_gpu_bytes(self, ours: frozenset[int]) -> int | None:
+        """GPU memory of compute processes whose pid is not in `ours`, on the card where it is
+        most. None when there is no GPU or the driver does not tell."""
+        import pynvml
+
+        if self._nvml is None:
+            return None
+        most: int | None = None
+        try:
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                used = sum(p.usedGpuMemory or 0 for p in running if p.pid not in ours)
+                most = max(most or 0, used)
+        except pynvml.NVMLError:
+            return None
+        return most
+
     def _sample_gpus(self) -> tuple[tuple[Gpu, ...], str]:
         import pynvml
 

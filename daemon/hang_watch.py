@@ -1,0 +1,134 @@
+"""Watches the trainer's heartbeat: continues one that was stopped, ends one that hangs.
+
+Invariant: nothing is killed that moves (`safety.hang` judges), and nothing is killed before two
+stack dumps, some seconds apart, lie in its incident's folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from trainer_tui.daemon.settings import Settings
+from trainer_tui.daemon.teller import Teller
+from trainer_tui.daemon.trainer import Trainer
+from trainer_tui.daemon.training import Training
+from trainer_tui.safety import clock, durable, hang, heartbeat, processes
+from trainer_tui.safety.hang import Hung, Judge, Moving, Stopped, Verdict
+from trainer_tui.safety.meters import Meters
+from trainer_tui.safety.workspace import Workspace
+
+log = logging.getLogger("daemon")
+BETWEEN_DUMPS_S = 5.0
+PY_SPY_TIMEOUT_S = 15.0
+
+
+class HangWatch:
+    """`run` is a task of the daemon."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        training: Training,
+        teller: Teller,
+        meters: Meters,
+    ) -> None:
+        self._workspace, self._settings = workspace, settings
+        self._training, self._teller, self._meters = training, teller, meters
+        self._watched: Trainer | None = None
+        self._judge = Judge()
+
+    async def run(self) -> None:
+        """Ends by cancellation."""
+        while True:
+            await asyncio.sleep(hang.LOOK_INTERVAL_S)
+            trainer = self._training.trainer
+            if trainer is None:
+                self._watched = None
+                continue
+            if trainer is not self._watched:
+                self._watched = trainer
+                self._judge = Judge(self._settings.config.supervision.hang_floor_s)
+            verdict = await asyncio.to_thread(self._look, trainer)
+            await self._act(trainer, verdict)
+
+    def _look(self, trainer: Trainer) -> Verdict:
+        state = processes.state_of(trainer.identity) if trainer.identity else None
+        return self._judge.look(heartbeat.read(trainer.heartbeat), state, clock.monotonic_s())
+
+    async def _act(self, trainer: Trainer, verdict: Verdict) -> None:
+        match verdict:
+            case Moving():
+                return
+            case Stopped(continued=count):
+                trainer.signal(signal.SIGCONT)
+                text = f"the trainer was stopped (SIGSTOP) and is continued, time {count}"
+                self._teller.say("warning", "trainer", text)
+            case Hung():
+                await self._end(trainer, verdict)
+
+    async def _end(self, trainer: Trainer, hung: Hung) -> None:
+        folder = self._workspace.incidents / trainer.run_id
+        text = (
+            f"the trainer made no progress for {hung.silent_s:.0f} s in phase {hung.phase.label}"
+            f" (limit {hung.limit_s:.0f} s): it is ended"
+        )
+        self._teller.say("error", "trainer", text, incident=trainer.run_id)
+        await self._dump(trainer, folder, 1)
+        await asyncio.sleep(BETWEEN_DUMPS_S)
+        still = await asyncio.to_thread(self._look, trainer)
+        if isinstance(still, Moving) and still.silent_s == 0:
+            self._teller.say("info", "trainer", "the trainer moves again: it is left alone")
+            return
+        await self._dump(trainer, folder, 2)
+        if self._training.trainer is trainer:
+            trainer.ended_by_us = "hang"
+            trainer.signal(signal.SIGKILL)
+
+    async def _dump(self, trainer: Trainer, folder: Path, number: int) -> None:
+        """faulthandler writes into the trainer's output; py-spy, where it is there, into a file."""
+        trainer.signal(signal.SIGUSR1)
+        stacks = await _py_spy(trainer.pid)
+        machine = await asyncio.to_thread(self._meters.sample)
+        await asyncio.sleep(0.2)  # faulthandler's text is not acknowledged by anything
+
+        def keep() -> None:
+            durable.make_directory(folder)
+            words = trainer.last_words()
+            text = f"{clock.now_iso()}\n--- py-spy\n{stacks}\n--- output of the trainer\n{words}\n"
+            durable.replace(folder / f"stacks-{number}.txt", text.encode())
+            durable.replace(folder / f"machine-{number}.json", msgspec.json.encode(machine))
+
+        try:
+            await asyncio.to_thread(keep)
+        except OSError as problem:
+            log.error("the stacks were not kept: %s", problem)
+
+
+async def _py_spy(pid: int) -> str:
+    beside = Path(sys.executable).with_name("py-spy")
+    command = str(beside) if beside.exists() else shutil.which("py-spy")
+    if command is None:
+        return "py-spy is not installed"
+    process = await asyncio.create_subprocess_exec(
+        *(command, "dump", "--nonblocking", "--pid", str(pid)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), PY_SPY_TIMEOUT_S)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        return "py-spy did not answer"
+    return output.decode("utf-8", "replace")

@@ -1,0 +1,76 @@
+"""What has to be done from time to time: hand-made changes taken over, old things let go.
+
+Limits: the trash of the queue is emptied here; that of versions is theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from trainer_tui.daemon.desk import Desk
+from trainer_tui.daemon.history import History
+from trainer_tui.daemon.settings import Settings
+from trainer_tui.daemon.teller import Teller
+from trainer_tui.queue.store import Queue
+from trainer_tui.safety import clock, durable
+from trainer_tui.safety.workspace import Workspace
+
+RECONCILE_EVERY_S = 20.0
+RECONCILE_SHARE = 50  # at most one fiftieth of the time is spent looking
+EXPIRE_EVERY_S = 3600.0
+TRASH_GLOB = "job.*"
+
+
+class Upkeep:
+    """`run` is a task of the daemon."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        desk: Desk,
+        history: History,
+        teller: Teller,
+    ) -> None:
+        self._workspace, self._settings = workspace, settings
+        self._desk, self._history, self._teller = desk, history, teller
+
+    async def run(self) -> None:
+        """Ends by cancellation."""
+        expired_s = -EXPIRE_EVERY_S
+        while True:
+            started_s = clock.monotonic_s()
+            await self._reconcile()
+            took_s = clock.monotonic_s() - started_s
+            if started_s - expired_s >= EXPIRE_EVERY_S:
+                expired_s = started_s
+                await self._let_go()
+            await asyncio.sleep(max(RECONCILE_EVERY_S, took_s * RECONCILE_SHARE))
+
+    async def _reconcile(self) -> None:
+        found = await self._desk.ask(lambda queue: queue.reconcile())
+        for finding in found:
+            job = finding.job_id or None
+            self._teller.say("warning", "queue", finding.text, kind=finding.kind, job=job)
+
+    async def _let_go(self) -> None:
+        retention = self._settings.config.retention
+        now = datetime.now().astimezone()
+
+        def expire(queue: Queue) -> list[str]:
+            return queue.expire(retention, now)
+
+        names = await self._desk.ask(expire)
+        if names:
+            self._teller.say("info", "queue", f"{len(names)} old jobs went to the trash")
+        oldest = now - timedelta(days=retention.trash_days)
+        await asyncio.to_thread(_empty_trash, self._workspace.trash, oldest)
+        self._history.prune()
+
+
+def _empty_trash(trash: Path, oldest: datetime) -> None:
+    for path in trash.glob(TRASH_GLOB):
+        if path.lstat().st_ctime < oldest.timestamp():  # ctime: when it was renamed to here
+            durable.remove_tree(path)
