@@ -29,6 +29,7 @@ from trainer_tui.versions.layout import (
     checkpoint_name,
     committed_folders,
     exclusive,
+    is_marked_bad,
     plain_words,
 )
 from trainer_tui.versions.records import Version
@@ -71,9 +72,7 @@ def survey(layout: Layout) -> Survey:
         if name is None:
             continue
         seen = check.look(folder)
-        bad = folder.name.endswith(checkpoints.BAD_SUFFIX) or bool(
-            check.known_damage(layout, folder.name)
-        )
+        bad = is_marked_bad(folder.name) or bool(check.known_damage(layout, folder.name))
         sealed = seen.sealed
         found.append(
             Checkpoint(

@@ -1,7 +1,8 @@
 """Names and places of everything kept: versions, emergency backups, marks, and the room's lock.
 
 Invariant: whoever changes anything under `models/backups/`, or deletes a checkpoint, holds
-`exclusive`, which also sweeps: nobody may stage there without it. Where the trainer's lock is needed too, it is taken first.
+`exclusive`, which also sweeps: nobody may stage there without it. Where the trainer's lock is
+needed too, it is taken first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from trainer_tui.safety.workspace import Workspace
 OPTIMIZER_PART = "optimizer"
 THINNING_PREFIX = ".thinning-"  # not `.staging-`: the trainer sweeps those while we are at work
 _VERSION = re.compile(r"v(\d{3,})_(\d{8})")
+_BAD = re.compile(re.escape(BAD_SUFFIX) + r"\d*$")
 _EMERGENCY = re.compile(r"e(\d{3,})_.+")
 _LOOK_AGAIN_S = 0.05
 
@@ -42,13 +44,18 @@ def emergency_number(name: str) -> int | None:
 
 
 def step_of(folder_name: str) -> int | None:
-    """Global step that a checkpoint's name claims, for damaged ones (`….bad`) too."""
+    """Global step that a checkpoint's name claims, for damaged ones (`….bad`, `….bad2`) too."""
     named = checkpoint_name(folder_name)
     return named.global_step if named else None
 
 
 def checkpoint_name(folder_name: str) -> CheckpointName | None:
-    return parse_name(folder_name.removesuffix(BAD_SUFFIX))
+    return parse_name(_BAD.sub("", folder_name))
+
+
+def is_marked_bad(folder_name: str) -> bool:
+    """The trainer found it damaged and took it out of sight."""
+    return _BAD.search(folder_name) is not None
 
 
 @dataclass(frozen=True, slots=True)

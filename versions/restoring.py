@@ -218,9 +218,18 @@ def _renewed(
         warmup_origin=step if weights_only else (optimizer or sealed).warmup_origin + moved,
         weights_only=weights_only,
         files=own + (optimizer.files if optimizer else []),
-        extra={**sealed.extra, "restored_from": source.name},
+        extra={**_moved(sealed.extra, moved), "restored_from": source.name},
         sha256="",
     )
+
+
+def _moved(extra: dict[str, Any], steps: int) -> dict[str, Any]:
+    """A cool-down begins at a global step, which is called differently on the new lineage."""
+    match extra.get("cool_down"):
+        case [int(origin), *rest]:
+            return {**extra, "cool_down": [origin + steps, *rest]}
+        case _:
+            return extra
 
 
 def optimizer_part(folder: Path) -> Path | None:

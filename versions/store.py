@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from trainer_tui.safety import clock, durable, manifest
+from trainer_tui.safety import clock, disk, durable, manifest
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
 from trainer_tui.safety.manifest import FileEntry
 from trainer_tui.safety.text import printable
@@ -22,6 +22,7 @@ from trainer_tui.versions import (
     emergency,
     exporting,
     graph,
+    impact,
     line,
     making,
     records,
@@ -155,6 +156,24 @@ class VersionStore:
         sealed = check.look(version.folder).sealed
         count = len(sealed.files) if sealed else 0
         return Proof(number, version.name, not problem, problem, count, version.bytes, seconds)
+
+    def show(self, number: int) -> dict[str, Any]:
+        """Everything about one version: what its files did, what it would free, what came since.
+
+        Raises:
+            NotFound: no such version.
+        """
+        version = self.get(number)
+        files = version.record.files if version.record else []
+        shown = version.as_dict() | {
+            "impact": impact.total(files).as_dict(),
+            "strongest": [file.as_dict() for file in impact.strongest(files)[:10]],
+            "exclusive_bytes": disk.exclusive_bytes(version.folder),
+            "files_since": [],
+        }
+        with contextlib.suppress(Corrupt):  # its state and problem say so already
+            shown["files_since"] = [file.as_dict() for file in self.files_since(number)]
+        return shown
 
     def files_since(self, number: int) -> tuple[TrainedFile, ...]:
         """Files that the current model has learnt and this version has not, newest first.

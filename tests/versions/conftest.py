@@ -130,7 +130,10 @@ class House:
             ledger=self.head,
             files=files,
             validation={} if validation is None else {"fixed": validation},
-            extra={"config": {"learning_rate": 2e-4, "retention": {"versions": 20}}},
+            extra={
+                "cool_down": [step - 10, 50],
+                "config": {"learning_rate": 2e-4, "retention": {"versions": 20}},
+            },
         )
 
     def newest(self) -> checkpoints.Newest:

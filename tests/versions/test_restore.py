@@ -43,6 +43,7 @@ def test_the_schedule_goes_on_where_the_version_stood(house):
     sealed = house.newest().manifest
     assert sealed.global_step - sealed.schedule_origin == 100
     assert sealed.global_step - sealed.warmup_origin == 100
+    assert sealed.extra["cool_down"] == [sealed.global_step - 10, 50]
 
 
 def test_a_weights_only_restore_says_so_and_warms_up_again(house):
@@ -153,6 +154,8 @@ def test_the_global_step_is_above_damaged_and_marked_checkpoints_too(house):
     two_versions(house)
     house.checkpoint(300).rename(house.workspace.current_model / "checkpoint-300.bad")
     assert house.store.restore(1).global_step == 301
+    house.checkpoint(310).rename(house.workspace.current_model / "checkpoint-310.bad2")
+    assert house.store.restore(1).global_step == 311
 
 
 def test_a_version_without_its_ledger_is_refused(house):

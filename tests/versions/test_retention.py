@@ -143,6 +143,17 @@ def test_apply_removes_old_checkpoints_and_tells_what_it_did(house):
     assert keeping.apply(house.workspace, small_policy()) == []
 
 
+def test_checkpoints_that_the_trainer_marked_bad_go_in_their_time(house):
+    for step, mark in ((100, ".bad"), (200, ".bad2")):
+        folder = house.checkpoint(step)
+        folder.rename(folder.with_name(folder.name + mark))
+    for step in (300, 400):
+        house.checkpoint(step)
+    done = keeping.apply(house.workspace, small_policy())
+    assert [entry.path.name for entry in done] == ["checkpoint-100.bad", "checkpoint-200.bad2"]
+    assert names(house) == ["checkpoint-300", "checkpoint-400"]
+
+
 def test_nothing_goes_while_what_would_be_kept_does_not_verify(house, flip):
     for step in (100, 200, 300, 400):
         house.checkpoint(step)

@@ -56,6 +56,21 @@ def test_the_record_says_what_was_trained_since_the_parent(house):
     json.dumps(house.store.as_dict())
 
 
+def test_show_tells_what_the_files_did(house):
+    house.train_file("a.jsonl", before=2.0, after=1.5)
+    house.train_file("b.jsonl", before=1.5, after=1.6)
+    house.store.create(house.checkpoint(100, elements=1 << 14), "one")
+    house.train_file("c.jsonl")
+    house.checkpoint(200)
+    shown = house.store.show(1)
+    assert shown["impact"]["val_change"] == pytest.approx(-0.4)
+    assert shown["impact"]["minutes"] == 4.0 and shown["impact"]["measured"] == 2
+    assert [file["name"] for file in shown["strongest"]] == ["a.jsonl", "b.jsonl"]
+    assert [file["name"] for file in shown["files_since"]] == ["c.jsonl"]
+    assert shown["exclusive_bytes"] < shown["bytes"]  # the checkpoint has them too
+    json.dumps(shown)
+
+
 def test_numbers_are_never_used_twice(house):
     folder = house.checkpoint(100)
     for _ in range(4):
