@@ -12,7 +12,7 @@ import msgspec
 
 from trainer_tui.safety import durable
 from trainer_tui.safety.workspace import Workspace
-from trainer_tui.tui import glyphs, terminal
+from trainer_tui.tui import glyphs, signals, terminal
 from trainer_tui.tui.view import Lost, View
 
 SEEN_FILE = "screen.json"
@@ -43,6 +43,8 @@ def attach(workspace_root: Path, *, read_only: bool, socket: Path) -> int:
         pictures_folder=Path.cwd(),
     )
     app.run()
+    if sys.stdout.isatty():
+        sys.stdout.write(signals.RESTORE_TITLE)
     if app.return_code:
         return app.return_code
     if not app.read_only:

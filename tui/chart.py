@@ -193,7 +193,7 @@ def overlay(
             for x, char in enumerate(line):
                 code = ord(char)
                 if BRAILLE <= code < BRAILLE + 256:
-                    code = BRAILLE | (code & DASHED) if role == "val" else code
+                    code = BRAILLE | (code & DASHED) if role in ("val", "compare") else code
                     under = ord(cells[y][x][0])
                     if BRAILLE <= under < BRAILLE + 256 and cells[y][x][1] != "raw":
                         code |= under
@@ -256,6 +256,8 @@ def _draw_marks(
         for row in cells:
             if row[column][0] == " ":
                 row[column] = (glyphs.dashed, mark.role)
+        if not mark.label:
+            continue
         start = min(column + 1, width - len(mark.label))
         if any(a < start + len(mark.label) + 1 and start < b for a, b in taken):
             continue

@@ -6,6 +6,7 @@ once a second (at once for what a person did), so a still training writes nothin
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -19,6 +20,7 @@ from textual.timer import Timer
 from trainer_tui.safety import clock
 from trainer_tui.tui import actions as table
 from trainer_tui.tui import reduce as news
+from trainer_tui.tui import signals
 from trainer_tui.tui.canvas import Canvas
 from trainer_tui.tui.commands import Commands
 from trainer_tui.tui.feed import Feed
@@ -30,7 +32,7 @@ from trainer_tui.tui.panels.extra import ExtraChart
 from trainer_tui.tui.panels.footer import Footer
 from trainer_tui.tui.panels.header import Header
 from trainer_tui.tui.panels.inspector import InspectorPanel
-from trainer_tui.tui.panels.loss import Look, LossPanel
+from trainer_tui.tui.panels.loss import Look, LossPanel, window_of
 from trainer_tui.tui.panels.machine import MachinePanel
 from trainer_tui.tui.panels.meters import MetersRow
 from trainer_tui.tui.panels.queue import QueuePanel
@@ -135,8 +137,10 @@ class TrainerApp(Stage):
 
     def on_mount(self) -> None:
         self.set_interval(PAINT_S, self._tick)
+        self.app_resume_signal.subscribe(self, lambda _: self._mouse(self.mouse_on))
         self.run_worker(self.feed.run(), group="feed", exit_on_error=True)
         self._mouse(on=True)
+        self.to_terminal(signals.SAVE_TITLE)
 
     # --- news ---
 
@@ -159,6 +163,7 @@ class TrainerApp(Stage):
         self._touched |= touched
         if isinstance(item, news.JobsChangedCame) and news.places_have_gaps(self.view.jobs):
             self.feed.again("jobs")
+        self._tell_outside(was, item)
         routine = (
             isinstance(item, news.StatusCame)
             and isinstance(was.link, Live)
@@ -167,6 +172,13 @@ class TrainerApp(Stage):
         if not routine and not self._soon:
             self._soon = True
             self.set_timer(SOON_S, self._paint)
+
+    def _tell_outside(self, was: View, item: news.News) -> None:
+        """The window's title when the state changes; a call when it is bad and nobody looks."""
+        if (words := window_title(self.view)) != window_title(was) or was.status is None:
+            self.to_terminal(signals.title(words))
+        if isinstance(item, news.SaidCame) and item.said.level == "error" and not self.app_focus:
+            self.to_terminal(signals.notification(item.said.text, os.environ))
 
     def _take_settings(self, settings: ScreenSettings) -> None:
         """The person's own keys and colours, as the daemon read them from config.toml."""
@@ -294,6 +306,8 @@ class TrainerApp(Stage):
 
     def chart_window_changed(self, look: Look) -> None:
         """Read the points of the new window; the ones at hand are shown meanwhile."""
+        low, _ = window_of(look, self.view.curves)
+        self.feed.from_step = None if look.window is None else max(0, int(low))
         self.feed.again("metrics")
 
     # --- the terminal ---
@@ -308,9 +322,11 @@ class TrainerApp(Stage):
     def _mouse(self, on: bool) -> None:
         """Button motion only: Textual's any-motion mode costs 240 kB/s under a moving mouse."""
         self.mouse_on = on
-        if self._driver is not None and not self.is_headless:
-            self._driver.write(MOUSE_QUIET if on else MOUSE_OFF)
-            self._driver.flush()
+        self.to_terminal(MOUSE_QUIET if on else MOUSE_OFF)
+
+    def action_help_quit(self) -> None:
+        """What Textual does at ctrl+c; here it leaves, as `q` does."""
+        self.exit()
 
     def toggle_mouse(self) -> None:
         self._mouse(not self.mouse_on)
@@ -334,6 +350,14 @@ class TrainerApp(Stage):
 
     def _count_bytes(self, count: int) -> None:
         self._written += count
+
+
+def window_title(view: View) -> str:
+    """`training · gpubox`: short, and still from one step to the next."""
+    if isinstance(view.link, Lost):
+        return "daemon lost · trainer-tui"
+    host = view.status.daemon.host if view.status else ""
+    return f"{view.training.state} · {host or 'trainer-tui'}"
 
 
 def looks_pasted(characters: list[str]) -> bool:

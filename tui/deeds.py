@@ -7,6 +7,7 @@ them in one place.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -75,6 +76,12 @@ async def stop(app: TrainerApp) -> None:
             pass
 
 
+async def pause_and_release(app: TrainerApp) -> None:
+    app.say("pausing after this step, then the GPU is freed…", "dim")
+    status = await app.change("POST", "/v1/training/pause", {"release": True})
+    app.say(f"{app.glyphs.check} {_training(status, 'paused')}, GPU free · p resumes", "good")
+
+
 async def checkpoint(app: TrainerApp) -> None:
     app.say("saving a checkpoint…", "dim")
     await app.change("POST", "/v1/training/checkpoint")
@@ -135,6 +142,18 @@ async def raise_priority(app: TrainerApp) -> None:
 
 async def lower_priority(app: TrainerApp) -> None:
     await _weigh(app, -1)
+
+
+async def add_file(app: TrainerApp) -> None:
+    question = "Path of a .jsonl file on the daemon's machine; it stays where it is:"
+    path = await app.ask("Add a file", question)
+    if not path:
+        return
+    full = str(Path(path).expanduser().absolute())
+    answer = await app.backend.send("POST", "/v1/jobs", {"path": full, "priority": "normal"})
+    job = msgspec.json.decode(answer, type=Job)
+    app.feed_again("jobs")
+    app.say(f"{app.glyphs.check} #{job.id} {printable(job.name, 40)} is queued", "good")
 
 
 async def hold(app: TrainerApp) -> None:

@@ -120,6 +120,15 @@ async def pin(app: TrainerApp) -> None:
     app.say(f"{app.glyphs.check} v{version.number:03d} {deed}ned", "good")
 
 
+async def compare(app: TrainerApp) -> None:
+    """The version's validation loss as a line in the chart; again takes it away."""
+    version = _version(app)
+    chosen = None if app.loss.look.compare == version.number else version.number
+    app.loss.set_look(compare=chosen)
+    if chosen is not None:
+        app.say(f"v{chosen:03d} in the chart: {figures.loss(version.loss)}", "dim")
+
+
 async def verify(app: TrainerApp) -> None:
     version = _version(app)
     app.say(f"reading every byte of v{version.number:03d}…", "dim")

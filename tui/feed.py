@@ -51,7 +51,7 @@ class Feed:
         self._again: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
         self.hurry = asyncio.Event()
-        self.refused = ""
+        self.from_step: int | None = None  # where the chart begins; None: at the first step
 
     async def run(self) -> None:
         """For ever; ends only by cancellation."""
@@ -95,14 +95,13 @@ class Feed:
         history = await self._read("/v1/history", History, limit=HISTORY_READ)
         self._post(news.HistoryCame(history, self._seen))
 
-    async def read_metrics(self, from_step: int | None = None, to_step: int | None = None) -> None:
+    async def read_metrics(self) -> None:
         metrics = await self._read(
             "/v1/metrics",
             Metrics,
             series=SERIES,
             points=POINTS_READ,
-            from_step=from_step,
-            to_step=to_step,
+            from_step=self.from_step,
         )
         self._post(news.MetricsCame(metrics))
 

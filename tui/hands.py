@@ -7,7 +7,6 @@ each looks at the view as the one before left it. A reply is shown after its eff
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from trainer_tui.tui.dialogs import ask
 from trainer_tui.tui.feed import Feed
 from trainer_tui.tui.glyphs import UNICODE, Glyphs
 from trainer_tui.tui.remote import Backend, Declined
+from trainer_tui.tui.signals import osc52
 from trainer_tui.tui.situation import Situation, may_change
 from trainer_tui.tui.view import Job, JobsChanged, Panel, View
 
@@ -186,15 +186,18 @@ class Hands(App[int]):
 
     # --- the terminal ---
 
+    def to_terminal(self, sequence: str) -> None:
+        """Write past the screen: nothing when there is no terminal."""
+        if self._driver is not None and not self.is_headless:
+            self._driver.write(sequence)
+            self._driver.flush()
+
     def copy(self, text: str) -> None:
         """OSC 52, wrapped for tmux; and a file, because no terminal says whether it took it."""
         if not text:
             self.say("nothing to copy here", "dim")
             return
-        sequence = osc52(text, os.environ)
-        if self._driver is not None:
-            self._driver.write(sequence)
-            self._driver.flush()
+        self.to_terminal(osc52(text, os.environ))
         where = self.copy_file()
         if where is not None:
             where.write_text(text + "\n", encoding="utf-8")
@@ -205,17 +208,6 @@ class Hands(App[int]):
         """Where copied text is kept for terminals that do not take OSC 52."""
         folder = os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TMPDIR")
         return Path(folder) / f"trainer-tui-copied-{os.getuid()}.txt" if folder else None
-
-
-def osc52(text: str, environment: os._Environ[str] | dict[str, str]) -> str:
-    """The escape sequence that puts `text` on the clipboard of the reader's terminal."""
-    packed = base64.b64encode(text.encode()).decode()
-    sequence = f"\x1b]52;c;{packed}\x07"
-    if environment.get("TMUX"):
-        return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
-    if environment.get("TERM", "").startswith("screen"):
-        return f"\x1bP{sequence}\x1b\\"
-    return sequence
 
 
 def replaced(view: View, job: Job) -> list[Job]:

@@ -40,6 +40,7 @@ class Cost:
     bytes_per_s: float
     cpu_percent: float
     rss_mb: float
+    key_p95_ms: float
 
 
 class Terminal:
@@ -90,6 +91,19 @@ class Terminal:
         os.close(self.master)
 
 
+def key_to_paint_ms(terminal: Terminal, presses: int = 20) -> float:
+    """95th percentile of the time from a key to the first byte that it caused."""
+    times = []
+    for index in range(presses):
+        terminal.read(0.02)
+        at_s = time.monotonic()
+        os.write(terminal.master, b"j" if index % 4 < 2 else b"k")
+        if select.select([terminal.master], [], [], 1.0)[0]:
+            times.append(1000 * (time.monotonic() - at_s))
+        terminal.read(0.08)
+    return sorted(times)[int(len(times) * 0.95)] if times else float("inf")
+
+
 def measure(columns: int, rows: int, seconds: float, still: bool, jobs: int = 0) -> Cost:
     """Attach a screen of that size to a fake daemon and watch it for `seconds`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +136,7 @@ def measure(columns: int, rows: int, seconds: float, still: bool, jobs: int = 0)
                 used = after.user + after.system - before.user - before.system
                 return Cost(
                     f"{columns}x{rows}", first_frame_s, count / took_s, 100 * used / took_s,
-                    process.memory_info().rss / 2**20,
+                    process.memory_info().rss / 2**20, key_to_paint_ms(terminal),
                 )  # fmt: skip
             finally:
                 terminal.close()
@@ -138,13 +152,13 @@ def main() -> None:
     parser.add_argument("--still", action="store_true", help="nothing changes: must be 0 bytes")
     parser.add_argument("--jobs", type=int, default=0)
     given = parser.parse_args()
-    print(f"{'size':<10}{'first frame':>12}{'bytes/s':>10}{'CPU %':>8}{'RSS MB':>8}")
+    print(f"{'size':<10}{'first frame':>12}{'bytes/s':>10}{'CPU %':>8}{'RSS MB':>8}{'key p95':>9}")
     for size in given.sizes:
         columns, rows = (int(part) for part in size.split("x"))
         cost = measure(columns, rows, given.seconds, given.still, given.jobs)
         print(
             f"{cost.size:<10}{cost.first_frame_s:>11.2f}s{cost.bytes_per_s:>10.0f}"
-            f"{cost.cpu_percent:>8.1f}{cost.rss_mb:>8.0f}"
+            f"{cost.cpu_percent:>8.1f}{cost.rss_mb:>8.0f}{cost.key_p95_ms:>7.0f}ms"
         )
 
 

@@ -151,6 +151,7 @@ class FakeDaemon:
             for s in range(500, self.step, 500)
         ]
         self.screen: dict[str, Any] = {}
+        self.live: dict[str, dict[str, Any]] = {"gpu": {}, "training": {}, "machine": {}}
         self.undo_act: dict[str, str] | None = {"by": "screen", "text": "#34 moved"}
         self._replace()
 
@@ -170,7 +171,7 @@ class FakeDaemon:
         gpu = {
             "name": "NVIDIA H100 80GB HBM3", "utilisation_percent": 97,
             "memory_used_bytes": int(71.2 * GIGA), "memory_total_bytes": 80 * GIGA,
-            "temperature_c": 64, "power_w": 312.0, "power_limit_w": 700.0,
+            "temperature_c": 64, "power_w": 312.0, "power_limit_w": 700.0, **self.live["gpu"],
         }  # fmt: skip
         current = running and {
             "id": running["id"], "name": running["name"], "step": int(running["fraction"] * 130),
@@ -194,6 +195,7 @@ class FakeDaemon:
                 "tokens_seen": 602_000_000, "supervised_tokens_seen": 330_000_000,
                 "eta_job_s": 22_320.0, "eta_queue_s": [21_120.0, 23_520.0],
                 "last_sample_at": NOW, "last_sample_age_s": 0.4, "unsaved_steps": 20,
+                **self.live["training"],
             },
             "model": self.model,
             "queue": {
@@ -208,12 +210,31 @@ class FakeDaemon:
                 "cores": 16, "load_percent": 12.0, "memory_used_bytes": int(35.2 * GIGA),
                 "memory_total_bytes": 64 * GIGA, "swap_used_bytes": 0,
                 "disk_used_bytes": 410 * GIGA, "disk_free_bytes": 590 * GIGA,
-                "disk_total_bytes": 1000 * GIGA,
+                "disk_total_bytes": 1000 * GIGA, **self.live["machine"],
             },
             "config": {"hash": "abc", "problem": None, "pending": self.pending},
         }  # fmt: skip
 
     # --- what happens ---
+
+    def wobble(self) -> None:
+        """All the figures that change every second on a machine that trains."""
+        some = self.random.random
+        left_s = 22_320.0 - 0.78 * (self.step - 18_420)
+        self.live["gpu"] = {
+            "utilisation_percent": 94 + int(6 * some()), "temperature_c": 63 + int(3 * some()),
+            "power_w": 290 + 40 * some(), "memory_used_bytes": int((70.5 + 2 * some()) * GIGA),
+        }  # fmt: skip
+        self.live["training"] = {
+            "loss": self.points[-1]["mean"], "loss_ema": 1.31 + 0.01 * some(),
+            "grad_norm": 0.7 + 0.3 * some(), "tokens_per_s": 41_000 + 1000 * some(),
+            "step_s": 0.77 + 0.02 * some(), "unsaved_steps": self.step % 1000,
+            "tokens_seen": 602_000_000 + 32_768 * (self.step - 18_420),
+            "eta_job_s": left_s, "eta_queue_s": [left_s - 1200, left_s + 1200],
+        }  # fmt: skip
+        self.live["machine"] = {
+            "load_percent": 10 + 5 * some(), "memory_used_bytes": int((35 + some()) * GIGA),
+        }  # fmt: skip
 
     def publish(self, kind: str, data: Any) -> None:
         with self.lock:
@@ -483,6 +504,8 @@ def main() -> None:
     if given.jobs:
         state.jobs = many_jobs(given.jobs)
         state._replace()
+    if given.still:
+        state.state = "idle"
     server = FakeServer(given.socket, state).start()
     count = 0
     try:
@@ -492,6 +515,7 @@ def main() -> None:
             if given.still or state.state != "training":
                 continue
             state.one_step()
+            state.wobble()
             running = next((j for j in state.jobs if j["state"] == "processing"), None)
             if running:
                 running["fraction"] = min(1.0, running["fraction"] + 0.0002)

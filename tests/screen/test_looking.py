@@ -10,8 +10,8 @@ import pytest
 from trainer_tui.tui import actions
 from trainer_tui.tui.attach import leaving_words
 from trainer_tui.tui.glyphs import ASCII
-from trainer_tui.tui.hands import osc52
 from trainer_tui.tui.picture import svg
+from trainer_tui.tui.signals import notification, osc52, title
 from trainer_tui.tui.view import Lost, Panel
 
 
@@ -273,3 +273,18 @@ def test_own_keys_that_clash_are_named() -> None:
     _, problems = actions.by_key({"pause": "s", "what": "z"})
     assert any("taken" in text for text in problems)
     assert any("no such action" in text for text in problems)
+
+
+def test_notifications_cross_ssh_where_the_terminal_knows_them() -> None:
+    assert notification("a;b", {"TERM_PROGRAM": "WezTerm"}) == "\x1b]9;a,b\x07\x07"
+    assert "777;notify" in notification("x", {"TERM": "foot"})
+    assert notification("x", {"TERM": "xterm-256color"}) == "\x07"
+    assert notification("x", {"TERM": "xterm-kitty", "TMUX": "1"}).startswith("\x1bPtmux;")
+    assert "\x1b" not in title("a\x1bb").removeprefix("\x1b")
+
+
+async def test_ctrl_c_leaves_too(server: Any, stage: Any) -> None:
+    async with stage(server) as on:
+        await on.pilot.press("ctrl+c")
+        await on.until(lambda: not on.app.is_running, "left")
+    assert on.app.return_code == 0

@@ -6,6 +6,7 @@ Invariant: the chart is drawn again only when its points, its size or its settin
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ LOW_ROWS = 6
 READOUT_CELLS = 18
 AUTO_STEPS = 20_000
 MIN_WINDOW = 20
+MARKS = 12  # of a kind, the newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +52,34 @@ def window_of(look: Look, curves: dict[str, tuple[Point, ...]]) -> tuple[float, 
 
 
 def marks_of(view: View, glyphs: Glyphs) -> list[Mark]:
-    """Versions as upright lines; steps without a finite loss as crosses at the foot."""
+    """Versions and file boundaries as upright lines; steps without a finite loss and errors as
+    crosses at the foot."""
+    points = view.curves.get("loss", ())
     marks = [
         Mark(version.global_step, f"v{version.number:03d}", "mark")
-        for version in view.versions[:12]
+        for version in view.versions[:MARKS]
         if version.global_step is not None
     ]
-    for point in view.curves.get("loss", ()):
+    ends = [job.finished_at for job in view.jobs if job.state == "completed" and job.finished_at]
+    for moment in ends[:MARKS]:
+        if (step := step_at(points, moment)) is not None:
+            marks.append(Mark(step, "", "faint"))
+    for point in points:
         if point.mean is None or not math.isfinite(point.mean):
             marks.append(Mark(point.step, glyphs.cross, "bad", upright=False))
-    for event in view.said:
-        step = event.data.get("step") if isinstance(event.data, dict) else None
-        if event.level == "error" and isinstance(step, int | float):
+    errors = [event for event in view.said if event.level == "error" and event.at]
+    for event in errors[:MARKS]:
+        if (step := step_at(points, event.at or "")) is not None:
             marks.append(Mark(step, glyphs.cross, "bad", upright=False))
     return marks
+
+
+def step_at(points: Sequence[Point], moment: str) -> float | None:
+    """The step that was being trained at `moment` (ISO 8601, UTC); None outside the points."""
+    index = bisect_left(points, moment, key=lambda point: point.at or "")
+    if not points or index == len(points) or (index == 0 and moment < (points[0].at or "")):
+        return None
+    return points[index].step
 
 
 def trend(points: Sequence[tuple[float, float]], glyphs: Glyphs) -> tuple[str, str]:
@@ -175,6 +191,9 @@ def curves_of(view: View, look: Look, low: float, high: float, columns: int) -> 
     """Raw envelope below, validation loss over it, smoothed training loss on top."""
     loss, val = view.curves.get("loss", ()), view.curves.get("val_loss", ())
     out: list[Series] = []
+    version = view.version(look.compare)
+    if version is not None and version.loss is not None:
+        out.append(Series("compare", ((low, version.loss), (high, version.loss))))
     if look.ema:
         out.append(Series("raw", envelope(loss, low, high, columns)))
     measured = tuple((p.step, p.mean) for p in val if p.mean is not None and math.isfinite(p.mean))
@@ -196,6 +215,8 @@ class LossPanel(FramedPanel):
     def corner(self, width: int) -> Line:
         line = Line().add(f"train {self.glyphs.train_key}", "train")
         line.add(f"  val {self.glyphs.val_key}", "val")
+        if self.look.compare is not None:
+            line.add(f"  v{self.look.compare:03d} {self.glyphs.val_key}", "compare")
         if self.look.window is not None:
             line.add(f"  last {figures.short_count(self.look.window)}", "dim")
         follow = f"  follow {self.glyphs.play}" if self.look.follow else "  held  f"
