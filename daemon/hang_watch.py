@@ -82,15 +82,16 @@ class HangWatch:
             f" (limit {hung.limit_s:.0f} s): it is ended"
         )
         self._teller.say("error", "trainer", text, incident=trainer.run_id)
+        trainer.ended_by_us = "hang"  # said first: a signal for its stacks may end it, too
         await self._dump(trainer, folder, 1)
         await asyncio.sleep(BETWEEN_DUMPS_S)
         still = await asyncio.to_thread(self._look, trainer)
         if isinstance(still, Moving) and still.silent_s == 0:
+            trainer.ended_by_us = ""
             self._teller.say("info", "trainer", "the trainer moves again: it is left alone")
             return
         await self._dump(trainer, folder, 2)
         if self._training.trainer is trainer:
-            trainer.ended_by_us = "hang"
             trainer.signal(signal.SIGKILL)
 
     async def _dump(self, trainer: Trainer, folder: Path, number: int) -> None:

@@ -24,6 +24,7 @@ from trainer_tui.safety.locks import Lock
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("daemon")
+ENTRY_KEY = "TRAINER_TUI_TRAINER_ENTRY"  # for tests: another module than the engine's
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +53,8 @@ def main(arguments: list[str]) -> int:
 def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="trainer-tui --daemon", description=__doc__)
     parser.add_argument("--workspace", type=Path, default=None)
-    parser.add_argument("--trainer-entry", default=child.TRAINER_ENTRY, help=argparse.SUPPRESS)
+    entry = os.environ.get(ENTRY_KEY, child.TRAINER_ENTRY)
+    parser.add_argument("--trainer-entry", default=entry, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

@@ -2,12 +2,14 @@
 heartbeat and commits real (tiny) checkpoints with real manifests and ledgers.
 
 Behaviour comes from `stub.json` in the workspace, read again before every step:
-`steps` per file, `step_s`, `crash_at` {job id: step} (exit 1), `refuse` [job id], `save_every`.
+`steps` per file, `step_s`, `crash_at` {job id: step} (exit 1), `refuse` [job id], `save_every`,
+`hang_at` (a global step that never ends), `fail_on_start` (an error class).
 A "row" is a line of the job's data.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import queue
@@ -32,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "refuse": [],
     "save_every": 0,
     "crash_on_start": False,
+    "hang_at": 0,
     "fail_on_start": None,
 }
 
@@ -175,6 +178,8 @@ class Stub:
             return self.end_job()
         if options["crash_at"].get(str(self.job.job_id)) == self.at:
             os._exit(1)
+        while options["hang_at"] and self.step + 1 >= options["hang_at"]:
+            time.sleep(0.05)
         time.sleep(options["step_s"])
         self.step += 1
         self.at += 1
@@ -185,7 +190,19 @@ class Stub:
         loss = 1 + 1 / self.step
         self.say(
             messages.StepDone(
-                self.step, job_id, 0, self.at, steps, loss, 1e-3, 0.5, 10, 5, 1000.0, 500.0, 0.01
+                self.step,
+                job_id,
+                0,
+                self.at,
+                steps,
+                loss,
+                self.config["learning_rate"],
+                0.5,
+                10,
+                5,
+                1000.0,
+                500.0,
+                0.01,
             )
         )
         due = options["save_every"] and self.step - self.saved_step >= options["save_every"]
@@ -246,6 +263,7 @@ def tiny_safetensors(value: int) -> bytes:
 
 
 def run(connection: Connection, spec: bytes) -> int:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     stub = Stub(connection, msgspec.msgpack.decode(spec, type=messages.TrainerSpec))
     signal.signal(signal.SIGTERM, lambda *_: stub.inbox.put(messages.Stop()))
     return stub.run()
