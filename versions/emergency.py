@@ -74,6 +74,8 @@ def list_all(layout: Layout) -> list[Emergency]:
         damage = seen.problem or check.known_damage(layout, folder.name)
         state: State = "corrupt" if seen.state == "ok" and damage else seen.state
         origin = read_origin(folder)
+        if state != "ok" and not folder.exists():
+            continue  # it went while we looked
         found.append(Emergency(number, folder.name, folder, state, damage, seen.sealed, origin))
     return sorted(found, key=lambda entry: entry.number, reverse=True)
 

@@ -160,9 +160,10 @@ class Version:
     def created_at(self) -> str:
         return self.record.created_at if self.record else ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, files_at_most: int = FILES_LISTED) -> dict[str, Any]:
         """The API's Version; unknown figures are None."""
         record = self.record
+        files = record.files if record else []
         return {
             "number": self.number,
             "name": self.name,
@@ -175,8 +176,8 @@ class Version:
             "checkpoint": record.checkpoint if record else None,
             "tokens": record.tokens if record else None,
             "supervised_tokens": record.supervised_tokens if record else None,
-            "files": [file.as_dict() for file in record.files] if record else [],
-            "files_more": record.files_more if record else False,
+            "files": [file.as_dict() for file in files[:files_at_most]],
+            "files_more": len(files) > files_at_most or bool(record and record.files_more),
             "validation": self.validation,
             "config_hash": record.config_hash if record else None,
             "template_hash": record.template_hash if record else None,

@@ -35,7 +35,9 @@ def list_versions(layout: Layout) -> list[Version]:
     for folder in committed_folders(layout.versions):
         number = version_number(folder.name)
         if number is not None:
-            found.append(examine(layout, number, folder))
+            version = examine(layout, number, folder)
+            if version.state == "ok" or folder.exists():  # else it was deleted while we looked
+                found.append(version)
     found.sort(key=lambda version: (version.number, version.name), reverse=True)
     here = position(layout)
     if here is None:

@@ -51,6 +51,7 @@ from trainer_tui.versions.trash import Trashed
 DESCRIPTION_CHARACTERS = 500
 UNDO_DAYS = 7
 RECENT_S = 120.0
+FILES_IN_LISTS = 20
 Versions: TypeAlias = list[Version]  # the class has a method of that name
 
 
@@ -98,20 +99,21 @@ class VersionStore:
 
     def get(self, number: int) -> Version:
         """Raises NotFound."""
-        for version in self.list():
-            if version.number == number:
-                return version
+        found = [version for version in self.list() if version.number == number]
+        for version in sorted(found, key=lambda version: version.state != "ok"):
+            return version
         raise NotFound(
             f"there is no version {number}", "trainer-tui versions list shows which there are"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The API's `GET /v1/versions`. `latest` is the newest sound one."""
+        """The API's `GET /v1/versions`. `latest` is the newest sound one; of each version's files
+        only the last few are in it, `show` has them all."""
         versions = self.list()
         sound = [version.number for version in versions if version.state == "ok"]
         here = self.position()
         return {
-            "versions": [version.as_dict() for version in versions],
+            "versions": [version.as_dict(FILES_IN_LISTS) for version in versions],
             "latest": sound[0] if sound else None,
             "current_lineage": here.lineage if here else 0,
         }
@@ -360,9 +362,14 @@ class VersionStore:
 
         Raises:
             NotFound: no such version.
-            Refused: the target is taken, or its disk is full.
+            Refused: the target is taken, not an absolute path, among our own folders, or its
+                disk is full.
             Corrupt: the version is damaged; nothing is left at the target.
         """
+        if not target.is_absolute():
+            raise Refused(f"{target} is not an absolute path", "say where, from / on")
+        if target.parent.resolve().is_relative_to(self.workspace.models.resolve()):
+            raise Refused(f"{target} is among the models themselves", "name a folder elsewhere")
         version = self.get(number)
         if version.state != "ok":
             raise Corrupt(f"{version.name} is {version.state}: {version.problem}")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from trainer_tui.safety import checkpoints, durable, manifest
+from trainer_tui.safety.config import Config, Retention
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
+from trainer_tui.versions import keeping
 
 
 def test_a_version_shares_its_checkpoints_files_and_costs_almost_nothing(house):
@@ -69,6 +72,42 @@ def test_show_tells_what_the_files_did(house):
     assert [file["name"] for file in shown["files_since"]] == ["c.jsonl"]
     assert shown["exclusive_bytes"] < shown["bytes"]  # the checkpoint has them too
     json.dumps(shown)
+
+
+def test_lists_carry_the_last_files_only(house):
+    for _ in range(25):
+        house.train_file()
+    version = house.store.create(house.checkpoint(100), "")
+    listed = house.store.as_dict()["versions"][0]
+    assert [file["job_id"] for file in listed["files"]] == list(range(25, 5, -1))
+    assert listed["files_more"] and not version.as_dict()["files_more"]
+    assert len(version.as_dict()["files"]) == 25
+
+
+def test_of_two_folders_with_one_number_the_sound_one_is_meant(house):
+    version = house.store.create(house.checkpoint(100), "")
+    (house.workspace.versions / "v001_20991231").mkdir()
+    assert house.store.get(1).name == version.name
+
+
+def test_models_may_lie_on_another_filesystem_than_the_state(build, tmp_path):
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second filesystem; /dev/shm is none here")
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        (tmp_path / "ws").mkdir()
+        (tmp_path / "ws" / "models").symlink_to(elsewhere)
+        house = build(root=tmp_path / "ws")
+        for step in (100, 200, 300):
+            house.store.create(house.checkpoint(step), "")
+        house.store.delete(1)
+        assert [entry.note.name.split("_")[0] for entry in house.store.trashed()] == ["v001"]
+        assert house.store.undelete(1).state == "ok" and house.store.verify(1).ok
+        done = house.store.restore(1)
+        assert house.newest().folder.name == done.checkpoint
+        keeping.apply(house.workspace, Config(retention=Retention(checkpoints=1)))
+        assert house.newest().folder.name == done.checkpoint
+        assert len(checkpoints.list_folders(house.workspace.current_model)) == 1
 
 
 def test_numbers_are_never_used_twice(house):
@@ -263,6 +302,10 @@ def test_export_is_a_real_copy_with_the_same_hashes(house, tmp_path, flip):
     checkpoints.verify(target / "optimizer")
     with pytest.raises(Refused, match="exists already"):
         house.store.export(1, target)
+    with pytest.raises(Refused, match="not an absolute path"):
+        house.store.export(1, Path("out"))
+    with pytest.raises(Refused, match="among the models"):
+        house.store.export(1, house.workspace.versions / "v099_20261124")
     with pytest.raises(Refused, match="not a folder"):
         house.store.export(1, tmp_path / "no" / "where")
     flip(house.store.get(1).folder / "model.safetensors")
