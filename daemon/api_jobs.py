@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer_tui.daemon import undo
+from trainer_tui.daemon import again, undo
 from trainer_tui.daemon.api_training import Body, who
 from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import json_response
@@ -204,6 +204,14 @@ def _add_wishes(routes: APIRouter, house: House) -> None:
     @routes.post("/{job_id}/unhold", summary="Let it go on")
     async def unhold(job_id: JobId, request: Request, body: Body | None = None) -> Response:
         return await wish(job_id, request, body, False)
+
+    @routes.post("/{job_id}/again", status_code=201, summary="Train a completed file once more")
+    async def once_more(job_id: JobId, request: Request) -> Response:
+        by = who(request)
+        job = await desk.ask(lambda queue: again.train_again(queue, job_id, by))
+        text = f"#{job_id} {job.name} is queued once more as #{job.id}"
+        house.teller.say("info", "job", text, job=job.id)
+        return json_response(await desk.view(job.id), 201)
 
     @routes.post("/{job_id}/retry", summary="Queue a failed job again")
     async def retry(job_id: JobId, request: Request, body: RetryBody | None = None) -> Response:

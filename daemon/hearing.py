@@ -7,11 +7,13 @@ aside; a message alone completes nothing.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import assert_never
 
+from trainer_tui.daemon import again
 from trainer_tui.daemon.figures import SERIES_OF
 from trainer_tui.daemon.training_state import Means, TrainingState
-from trainer_tui.safety import clock, messages
+from trainer_tui.safety import clock, manifest, messages
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import Manifest
 
@@ -67,6 +69,7 @@ class Hearing(TrainingState):
         self.figures.start(message)
         self.present = replace(self.present, ready=True)
         await self.collect(quick=False)
+        await self._train_lost_again(message.checkpoint)
         where = message.checkpoint or "the base model"
         self._means.teller.say(
             "info",
@@ -77,6 +80,21 @@ class Hearing(TrainingState):
             attention=message.attention,
             notes=message.notes,
         )
+
+    async def _train_lost_again(self, checkpoint: str) -> None:
+        """Files whose only checkpoints are damaged: the one in use has not learnt them."""
+        if not checkpoint:
+            return
+        desk, folder = self._means.desk, self._means.workspace.current_model / checkpoint
+        try:
+            in_use = await desk.aside(lambda: manifest.read(folder))
+        except Corrupt as problem:
+            self._means.teller.say("error", "checkpoint", problem.message)
+            return
+        for job in await desk.ask(lambda queue: again.lost(queue, in_use.created_at)):
+            new = await desk.ask(partial(again.train_again, job_id=job.id, added_by="daemon"))
+            text = f"#{job.id} {job.name} was lost with a damaged checkpoint: again as #{new.id}"
+            self._means.teller.say("warning", "job", text, job=new.id)
 
     def _step(self, message: messages.StepDone) -> None:
         self._means.history.add_points(self.figures.step(message))

@@ -162,6 +162,31 @@ def test_a_refused_file_fails_and_the_next_one_trains(serve):
     assert daemon.training()["restarts"] == 0
 
 
+def test_a_file_lost_with_a_damaged_checkpoint_is_trained_again(serve):
+    daemon = serve(settings="[versioning]\non_new_best = false\n")
+    plant(daemon.workspace, "a.jsonl")
+    daemon.start()
+    daemon.until_job("a.jsonl", "completed")
+    daemon.until_training("idle")
+    daemon.stop()
+    plant(daemon.workspace, "b.jsonl")
+    daemon.start()
+    daemon.until_job("b.jsonl", "completed")
+    daemon.until_training("idle")
+    daemon.stop()
+    newest = daemon.workspace.current_model / "checkpoint-8"
+    weights = newest / "model.safetensors"
+    weights.chmod(0o600)
+    weights.write_bytes(b"\0" * weights.stat().st_size)
+    plant(daemon.workspace, "c.jsonl")
+    daemon.start()
+    daemon.until_job("c.jsonl", "completed")
+    wait_for(lambda: daemon.said("was lost with a damaged checkpoint"))
+    again = wait_for(lambda: [j for j in daemon.jobs() if j["parent_job"] == 2])
+    wait_for(lambda: daemon.get(f"/v1/jobs/{again[0]['id']}")["state"] == "completed")
+    assert [job["name"] for job in daemon.jobs()].count("a.jsonl") == 1
+
+
 def test_corrupt_checkpoints_stop_training_with_the_reason(serve):
     daemon = serve(fail_on_start="checkpoint_corrupt")
     plant(daemon.workspace, "a.jsonl")

@@ -83,6 +83,11 @@ class Stub:
         if options["crash_on_start"]:
             return 1
         newest = checkpoints.newest_verified(self.workspace.current_model)
+        for folder in checkpoints.list_folders(self.workspace.current_model):
+            if newest is not None and folder != newest.folder:
+                folder.rename(f"{folder}{checkpoints.BAD_SUFFIX}")
+            else:
+                break
         if newest is not None:
             self.sealed = newest.manifest
             self.step = self.saved_step = newest.manifest.global_step
