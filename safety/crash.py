@@ -122,7 +122,15 @@ _STICKY = (
     "misaligned address",
     "unspecified launch failure",
 )
-_HARDWARE = ("uncorrectable ECC", "GPU is lost", "fallen off the bus", "NVLink", "Xid")
+# Only words of complaint: NCCL's ordinary chatter names NVLink too.
+_HARDWARE = (
+    "uncorrectable ECC",
+    "uncorrectable NVLink",
+    "GPU is lost",
+    "fallen off the bus",
+    "NVRM: Xid",
+)
+_CUDA_OOM = ("CUDA out of memory", "torch.OutOfMemoryError", "CUDA error: out of memory")
 
 
 def classify(evidence: Evidence) -> Finding:
@@ -166,7 +174,7 @@ def _from_text(text: str) -> tuple[CrashClass, str] | None:
     rules: tuple[tuple[CrashClass, tuple[str, ...]], ...] = (
         (CrashClass.GPU_HARDWARE, _HARDWARE),
         (CrashClass.CUDA_STICKY, _STICKY),
-        (CrashClass.CUDA_OOM, ("CUDA out of memory", "torch.OutOfMemoryError")),
+        (CrashClass.CUDA_OOM, _CUDA_OOM),
         (CrashClass.DISK_FULL, ("No space left on device", "Disk quota exceeded")),
         (CrashClass.READ_ONLY, ("Read-only file system",)),
         (CrashClass.IO_ERROR, ("Input/output error",)),
@@ -186,13 +194,21 @@ def _from_exit(code: int | None) -> tuple[CrashClass, str]:
     if code is None:
         return CrashClass.UNKNOWN, "it is gone and left no word"
     if code < 0:
-        name = signal.Signals(-code).name
+        name = _signal_name(-code)
         if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             return CrashClass.KILLED_BY_USER, f"it was ended by {name}"
         if -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE):
             return CrashClass.CODE_BUG, f"it crashed with {name}"
         return CrashClass.UNKNOWN, f"it was ended by {name}; no counter says why"
     return CrashClass.UNKNOWN, f"it exited with {code} and left no word"
+
+
+def _signal_name(number: int) -> str:
+    """Real-time signals have numbers only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def oom_kill_count(memory_events: Path | None = None) -> int:

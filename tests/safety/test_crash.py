@@ -95,3 +95,21 @@ def test_a_half_written_report_is_no_report(tmp_path: Path) -> None:
     assert read_report(report) is None
     report.write_text('{"error_class": "nan"}')
     assert read_report(report) == {"error_class": "nan"}
+
+
+def test_ordinary_chatter_about_the_links_is_no_broken_hardware() -> None:
+    chatter = "NCCL INFO Channel 00/02 : 0[0] -> 1[1] via P2P/NVLink\nNCCL INFO Connected\n"
+    assert classify(Evidence(exit_code=1, fault_text=chatter)).crash_class == CrashClass.UNKNOWN
+    broken = "CUDA error: uncorrectable NVLink error detected during the execution"
+    found = classify(Evidence(exit_code=1, fault_text=broken))
+    assert found.crash_class == CrashClass.GPU_HARDWARE
+
+
+def test_memory_missing_at_the_start_of_a_context_is_out_of_memory() -> None:
+    found = classify(Evidence(exit_code=1, fault_text="RuntimeError: CUDA error: out of memory"))
+    assert found.crash_class == CrashClass.CUDA_OOM
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    found = classify(Evidence(exit_code=-40))
+    assert found.crash_class == CrashClass.UNKNOWN and "signal 40" in found.text
