@@ -231,6 +231,9 @@ class History:
             )
             base.execute("COMMIT")
         except BaseException:
+            with self._buffer_lock:  # kept for the next try, within the bound
+                self._points = (points + self._points)[-BACKLOG:]
+                self._events = (events + self._events)[-BACKLOG:]
             if base.in_transaction:
                 base.execute("ROLLBACK")
             raise
