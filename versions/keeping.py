@@ -94,9 +94,15 @@ def preview(workspace: Workspace, config: Config) -> Plan:
 
 
 def apply(
-    workspace: Workspace, config: Config, now: Callable[[], str] = clock.now_iso
+    workspace: Workspace,
+    config: Config,
+    now: Callable[[], str] = clock.now_iso,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Done]:
     """Let go of what is beyond the policy. Hashes new folders first: call from a thread.
+
+    Args:
+        should_stop: asked between two folders; then nothing more is hashed and nothing goes.
 
     Returns:
         What went, for the event log.
@@ -112,26 +118,37 @@ def apply(
         )
 
     with plain_words("retention"):
-        done = carry_out(layout, proven(layout, decide), decide, now(), config.retention.trash_days)
+        decisions = proven(layout, decide, should_stop)
+        done = carry_out(layout, decisions, decide, now(), config.retention.trash_days)
         return done + purge(layout, now(), everything=False)
 
 
-def proven(layout: Layout, decide: Callable[[Survey], Plan]) -> tuple[Decision, ...]:
-    """Decide again and again until everything the decision counts on has been proven."""
+def proven(
+    layout: Layout,
+    decide: Callable[[Survey], Plan],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Decision, ...]:
+    """Decide again and again until everything the decision counts on has been proven.
+
+    What was proven is remembered on disk, so the work of a stopped call is not lost.
+    """
     verified = Verified(layout)
-    proven: set[Path] = set()
+    examined: set[Path] = set()  # each once: what failed is marked, and counts no more
     for _ in range(ROUNDS):
         found = survey(layout)
         decided = decide(found)
-        doubtful = [path for path in decided.keep if path not in proven and _looks_sound(path)]
-        if not decided.go or not doubtful:
+        doubtful = [path for path in decided.keep if path not in examined and _looks_sound(path)]
+        stopping = should_stop()
+        if stopping or not decided.go or not doubtful:
             if decided.go:
                 with exclusive(layout):  # staging names are swept by whoever holds the lock
                     verified.save()
-            return decided.go
+            return () if stopping else decided.go
         for path in doubtful:
-            if _prove(layout, path, verified):
-                proven.add(path)
+            if should_stop():
+                break
+            _prove(layout, path, verified)
+            examined.add(path)
     return ()
 
 
@@ -139,17 +156,16 @@ def _looks_sound(path: Path) -> bool:
     return check.look(path).state == "ok"
 
 
-def _prove(layout: Layout, path: Path, verified: Verified) -> bool:
+def _prove(layout: Layout, path: Path, verified: Verified) -> None:
+    """Mark it as damaged when it is."""
     try:
         if path.parent == layout.versions:
             check.prove_version(path, verified)
         else:
             check.prove(path, verified)
-        return True
     except Corrupt as problem:
         if path.is_dir():
             check.mark_damaged(layout, path.name, problem.message)
-        return False
 
 
 def carry_out(

@@ -167,6 +167,32 @@ def test_nothing_goes_while_what_would_be_kept_does_not_verify(house, flip):
     assert house.newest().folder.name == "checkpoint-500"
 
 
+def test_retention_that_is_told_to_stop_lets_nothing_go(house):
+    for step in (100, 200, 300, 400):
+        house.checkpoint(step)
+    asked = []
+
+    def stop_after_one() -> bool:
+        asked.append(True)
+        return len(asked) > 2
+
+    assert keeping.apply(house.workspace, small_policy(), should_stop=stop_after_one) == []
+    assert len(names(house)) == 4
+    assert house.store.layout.verified_cache.exists()  # what was hashed is not hashed again
+    assert len(keeping.apply(house.workspace, small_policy())) == 2
+
+
+def test_a_pinned_version_that_is_damaged_does_not_stop_retention(house, flip):
+    for step in (100, 200, 300, 400):
+        house.store.create(house.checkpoint(step), "", keep_optimizer=False)
+    house.store.pin(1)
+    flip(house.store.get(1).folder / "model.safetensors")
+    done = keeping.apply(house.workspace, small_policy(daily_days=0))
+    assert "v002" in [entry.path.name.split("_")[0] for entry in done]
+    states = {version.number: version.state for version in house.store.list()}
+    assert states == {1: "corrupt", 3: "ok", 4: "ok"}
+
+
 def test_a_corrupt_version_does_not_push_out_a_sound_one(house, flip):
     for step in (100, 200, 300, 400):
         house.store.create(house.checkpoint(step), "", keep_optimizer=False)
