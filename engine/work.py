@@ -97,7 +97,8 @@ class Work:
         )
         session.meter.interrupted()
         if job.steps_done == 0:
-            if self._fixed is not None:
+            here = (session.progress.global_step, self._fixed.set_id if self._fixed else "")
+            if self._fixed is not None and session.measured != here:
                 self._publish(self._evaluator.whole(self._fixed))
             self._note_val_before()
 
@@ -281,6 +282,8 @@ class Work:
                 self.job.train.job_id,
             )
         )
+        if result.series == "fixed" and result.whole:
+            session.measured = (session.progress.global_step, result.set_id)
         noted = {**session.progress.validation, result.series: result.loss}
         session.progress = dataclasses.replace(session.progress, validation=noted)
         session.watch, incident = incidents.after_evaluation(session.watch, result)

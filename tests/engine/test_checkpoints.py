@@ -44,7 +44,7 @@ def flip_one_bit(path: Path) -> None:
 def two_checkpoints(driver: Driver) -> list[str]:
     """Names, newest first."""
     driver.config = driver.config.model_copy(update={"save_steps": 4})
-    driver.add_job(toy_rows(60, 1))
+    driver.add_job(toy_rows(24, 1))
     driver.run_until_done()
     names = driver.checkpoint_names()
     assert len(names) >= 2

@@ -208,7 +208,7 @@ def test_a_behaviour_profile_trains_and_reports_its_figures(
 ) -> None:
     driver = make_driver(
         eval_steps=4,
-        epochs=6,
+        epochs=2,
         behaviour={"stop_emojis": ["🙂"], "stop_weight": 4.0, "think": "forbid"},
         validation={"rows": 12, "holdout_rows": 0, "time_share": 1.0},
     )

@@ -172,7 +172,8 @@ def test_teacher_forced_figures_read_the_right_positions(tiny_model: object) -> 
     profile = Profile("forbid", ((10,), (11,)), ((30,),), STOP, 4.0, 0.05, -9.0, 0.15, 1)
     found = measure(model, profile, [document([60, 30, 30]), document([61, 62])], CPU)
     ids, _ = document([60, 30, 30])
-    logits = model(input_ids=torch.tensor([ids.tolist()]), document_lengths=(len(ids),)).logits[0]
+    logits = model(input_ids=torch.tensor([ids.tolist()]), document_lengths=(len(ids),))
+    logits = logits.logits[0].detach()
     expected = logits[-2].softmax(-1)
     assert found["p_end_after_stop"] == pytest.approx(float(expected[STOP]), rel=1e-4)
     assert found["p_further_emoji"] == pytest.approx(float(expected[30]), rel=1e-4)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import torch
 
-from trainer_tui.engine import entry, step, work, writer_process
+from trainer_tui.engine import entry, saver, step, work, writer_process
 from trainer_tui.safety.messages import TrainerSpec
 
 now: dict[str, Any] = {"step": 0}
@@ -37,6 +37,7 @@ def _trap_writer(file: Path, traps: dict[str, Any]) -> None:
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         os.environ["TRAP_FILE"] = str(file)
         writer_process.WRITER_MODULE = "trap_writer"
+        saver.SPACE_RETRY_S = 0.1
 
 
 def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
