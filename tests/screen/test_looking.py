@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from trainer_tui.tui import actions
 from trainer_tui.tui.attach import leaving_words
 from trainer_tui.tui.glyphs import ASCII
@@ -28,28 +26,28 @@ async def test_the_first_screen_has_all_five(server: Any, stage: Any) -> None:
         assert "live" in on.text("statusline")
 
 
-@pytest.mark.parametrize(
-    ("size", "shown"),
-    [
-        ((80, 24), {"loss", "queue", "events"}),
-        ((60, 15), {"loss", "queue", "events"}),
-        ((120, 40), {"loss", "queue", "events", "versions", "machine"}),
-        ((160, 48), {"loss", "queue", "events", "versions", "machine", "inspector"}),
-        ((200, 60), {"loss", "queue", "events", "versions", "machine", "inspector", "extra"}),
+async def test_what_is_shown_at_each_size(server: Any, stage: Any) -> None:
+    small = {"loss", "queue", "events"}
+    wide = {*small, "versions", "machine"}
+    sizes = [
+        ((80, 24), small),
+        ((60, 15), small),
         ((40, 10), {"card"}),
-        ((300, 90), {"loss", "queue", "events", "versions", "machine", "inspector", "extra"}),
-    ],
-)
-async def test_what_is_shown_at_each_size(
-    server: Any, stage: Any, size: tuple[int, int], shown: set[str]
-) -> None:
-    async with stage(server, size=size) as on:
-        seen = {w.id for w in on.app.root.query(".panel, #card") if w.size.area and w.region.area}
-        assert seen == shown
-        for name in shown:
-            rows = on.text(name).splitlines()
-            assert any(row.strip() for row in rows), f"{name} is empty"
-        assert "too small" not in svg(on.app)
+        ((120, 40), wide),
+        ((160, 48), {*wide, "inspector"}),
+        ((200, 60), {*wide, "inspector", "extra"}),
+        ((300, 90), {*wide, "inspector", "extra"}),
+        ((300, 14), {"card"}),
+    ]
+    async with stage(server) as on:
+        for size, shown in sizes:
+            await on.pilot.resize_terminal(*size)
+            await on.pilot.pause(0.1)
+            panels = on.app.root.query(".panel, #card")
+            assert {w.id for w in panels if w.size.area and w.region.area} == shown, size
+            for name in shown:
+                assert any(row.strip() for row in on.text(name).splitlines()), (size, name)
+            assert "too small" not in svg(on.app)
 
 
 async def test_overlays_come_and_go(server: Any, stage: Any) -> None:

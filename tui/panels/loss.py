@@ -141,7 +141,10 @@ def _ema_text(index: int) -> str:
 
 def _figure(name: str, value: str, role: str = "", arrow: str = "", arrow_role: str = "") -> Line:
     return (
-        Line().cell(name, 7, "dim").add(value, role).add(f" {arrow}" if arrow else "", arrow_role)
+        Line()
+        .cell(name, max(7, len(name) + 1), "dim")
+        .add(value, role)
+        .add(f" {arrow}" if arrow else "", arrow_role)
     )
 
 

@@ -332,8 +332,11 @@ def _empty(width: int, filtered: bool, view: View) -> list[Row]:
     if not view.training.global_step:  # a first visit
         lines += [
             Line().add("  The model is ", "dim").add("base_model").add(" in config.toml.", "dim"),
-            Line().add("  trainer-tui demo", "").add(" shows it all on a toy model;", "dim"),
-            Line().add("  trainer-tui doctor", "").add(" says what this machine lacks.", "dim"),
+            Line()
+            .add("  trainer-tui demo", "")
+            .add(" shows it all; ", "dim")
+            .add("trainer-tui doctor", "")
+            .add(" checks this machine.", "dim"),
         ]
         lines = lines[1:]
     return [line.row(width) for line in lines]
