@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trainer_tui.safety.checkpoints import CheckpointName
 from trainer_tui.safety.config import Retention
@@ -43,6 +43,9 @@ class Decision:
     why: str
     action: Action = "trash"
 
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.path.name, "why": self.why, "action": self.action}
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -50,6 +53,12 @@ class Plan:
 
     go: tuple[Decision, ...]
     keep: dict[Path, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "go": [decision.as_dict() for decision in self.go],
+            "keep": [{"name": path.name, "why": why} for path, why in self.keep.items()],
+        }
 
 
 def what_goes(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def furnish(house) -> None:
     house.train_file("a.jsonl")
     house.store.create(house.checkpoint(100), "one")
     house.train_file("b.jsonl")
-    house.store.create(house.checkpoint(200), "two")
+    house.store.create(house.checkpoint(200), "two", keep_optimizer=False)
     house.store.create(house.checkpoint(300), "three")
     house.store.restore(3)
     house.checkpoint(400, lineage=1)
@@ -151,6 +152,21 @@ def repeat(house, act: str) -> None:
     assert house.left_overs() == []
 
 
+def copy_with_links(source: Path, target: Path) -> None:
+    """A tree whose hard links are hard links among each other again."""
+    copied: dict[int, Path] = {}
+    for folder, _, names in os.walk(source):
+        here = target / Path(folder).relative_to(source)
+        here.mkdir(mode=0o700)
+        for name in names:
+            path = Path(folder) / name
+            first = copied.setdefault(path.stat().st_ino, here / name)
+            if first == here / name:
+                shutil.copy2(path, first)
+            else:
+                os.link(first, here / name)
+
+
 class Street:
     """Houses that are alike: one is furnished, the others are copies of it (links kept)."""
 
@@ -166,7 +182,7 @@ class Street:
         self._built += 1
         root = self._place / f"street{self._built}" / "house"
         root.parent.mkdir()
-        subprocess.run(["cp", "-a", str(self._model.workspace.root), str(root)], check=True)
+        copy_with_links(self._model.workspace.root, root)
         house = self._build(root=root)
         self._before(house.store)
         return house

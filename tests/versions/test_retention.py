@@ -132,6 +132,18 @@ def names(house):
     return sorted(path.name for path in checkpoints.list_folders(house.workspace.current_model))
 
 
+def test_a_preview_says_what_would_go_and_why_the_rest_stays(house):
+    for step in (100, 200, 300):
+        house.checkpoint(step)
+    shown = keeping.preview(house.workspace, small_policy()).as_dict()
+    assert [(entry["name"], entry["action"]) for entry in shown["go"]] == [
+        ("checkpoint-100", "trash")
+    ]
+    assert {entry["name"] for entry in shown["keep"]} == {"checkpoint-200", "checkpoint-300"}
+    assert all(entry["why"] for entry in shown["go"] + shown["keep"])
+    assert len(names(house)) == 3
+
+
 def test_apply_removes_old_checkpoints_and_tells_what_it_did(house):
     for step in (100, 200, 300, 400):
         house.checkpoint(step)
