@@ -117,8 +117,18 @@ class Workspace:
         """Create the missing folders and check that `state/` is ours alone.
 
         Raises:
-            WorkspaceProblem: `state/` is a symlink or belongs to someone else.
+            WorkspaceProblem: a folder cannot be made, or `state/` is a symlink or belongs to
+                someone else.
         """
+        try:
+            self._prepare()
+        except OSError as problem:
+            raise WorkspaceProblem(
+                f"{problem.filename or self.root}: {problem.strerror}",
+                "a workspace needs a disk that this user may write to, and its names for folders",
+            ) from problem
+
+    def _prepare(self) -> None:
         durable.make_directory(self.state)
         found = self.state.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
