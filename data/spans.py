@@ -160,10 +160,19 @@ class SpanFinder:
         prompt = self._tokenizer.render(messages[:-1], prompt=True)
         if text.startswith(prompt) and text.endswith(after):
             produced = text[len(prompt) : len(text) - len(after)]
-            if _squeezed(produced) == _squeezed(answer):
+            if self._is_answer(produced, answer):
                 span = (len(prompt), len(text) - len(after) + len(stop))
                 return Rendering(text, (span,), (), contents, alone=True)
         raise _Lost("the chat template loses part of the assistant's text")
+
+    def _is_answer(self, produced: str, answer: str) -> bool:
+        """Whether the model produces exactly the answer, white space aside. The header may have
+        begun it already: some open the think block for the model."""
+        wanted, tail = _squeezed(answer), _squeezed(produced)
+        if wanted == tail:
+            return True
+        begun = wanted.removesuffix(tail) if tail and wanted.endswith(tail) else ""
+        return bool(begun) and _squeezed(self.header()).endswith(begun)
 
     def _by_markers(self, messages: list[dict[str, str]]) -> Rendering | None:
         if not self._tokenizer.has_generation_markers:

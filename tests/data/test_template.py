@@ -131,6 +131,39 @@ def test_rewritten_turns_are_refused_when_asked_to(load_family: Load) -> None:
         load_family("qwen3").encode(row, TokenOptions(rewritten_turns="refuse"))
 
 
+OPENED = (  # the header opens the think block for the model, as Qwen3-Thinking does
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}"
+    "{% set parts = m.content.split('</think>') %}<think>\n"
+    "{% if parts|length > 1 %}{{ parts[0].replace('<think>', '').strip() }}{% endif %}"
+    "{{ '\n</think>\n\n' + parts[-1].strip() }}"
+    "{% else %}{{ m.content.split('</think>')[-1].strip() }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def test_thinking_that_the_header_opens_trains_from_there(load_family: Load) -> None:
+    template = load_family("qwen3", OPENED)
+    (document,) = template.encode(chat("Hi", "<think>hm</think>Yo"), OPTIONS)
+    assert supervised_runs(template, document) == ["hm\n</think>\n\nYo<|im_end|>"]
+    row = template.encode_batch([chat("Hi", "Yo", "And?", "Bye")], OPTIONS)[0]
+    assert supervised_runs(template, row.documents[0]) == ["Yo<|im_end|>", "Bye<|im_end|>"]
+    assert row.injected_tokens
+
+
+def test_another_stop_token_at_the_end_gives_one_example_for_each_answer(load_family: Load) -> None:
+    """gpt-oss ends the last answer with another token than the ones before it."""
+    harmony = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% if loop.last %}<|endoftext|>{% else %}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = load_family("chatml", harmony)
+    documents = template.encode(chat("a", "b", "c", "d"), OPTIONS)
+    runs = [supervised_runs(template, document) for document in documents]
+    assert runs == [["b<|endoftext|>"], ["d<|endoftext|>"]]
+
+
 def test_a_template_that_loses_words_is_refused_not_guessed(load_family: Load) -> None:
     losing = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"

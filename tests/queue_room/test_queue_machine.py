@@ -223,6 +223,8 @@ class QueueMachine(RuleBasedStateMachine):
             on_disk[folder] = [parse_directory_name(name).id for name in names]
         for priority in PRIORITIES:
             assert on_disk[priority] == self.waiting[priority]
+            positions = {self.queue.get(one).position for one in self.waiting[priority]}
+            assert len(positions) == len(self.waiting[priority])
         for folder in ("processing", "recently_completed", "failed"):
             wanted_here = {job for job, where in self.other.items() if where == folder}
             assert set(on_disk[folder]) == wanted_here
