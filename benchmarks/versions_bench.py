@@ -66,7 +66,9 @@ def measure(place: Path, megabytes: int) -> str:
     rows: list[tuple[str, str, str]] = []
 
     create_s, fsync_s = timed_creates(store, checkpoint)
-    rows.append(("create a version", f"{create_s * 1e3:.1f} ms", f"{fsync_s * 1e3:.1f} ms of it"))
+    rows.append(
+        ("create a version", f"{create_s * 1e3:.1f} ms", f"{fsync_s * 1e3:.1f} ms of it in fsync")
+    )
     new = new_bytes(store.get(1).folder)
     rows.append(("new bytes of a version", f"{new / 1e3:.1f} kB", f"shares {weights / MB:.0f} MB"))
     copy_s = seconds(lambda: shutil.copytree(checkpoint, place / "copy"))
@@ -254,7 +256,8 @@ def as_table(rows: list[tuple[str, str, str]], megabytes: int) -> str:
         "",
         f"`python -m benchmarks.versions_bench --megabytes {megabytes} --write`, "
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {_filesystem()}, "
-        f"Python {platform.python_version()}. Weights {megabytes} MB, optimizer three times that.",
+        f"Python {platform.python_version()}. Weights {megabytes} MB, optimizer three times that. "
+        f"Load average meanwhile {os.getloadavg()[1]:.1f}: other work slows all alike.",
         "",
         "| what | measured | remark |",
         "|---|---|---|",
