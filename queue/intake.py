@@ -18,8 +18,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from trainer_tui.data.row_reader import Limits, is_compressed, plain_chunks
-from trainer_tui.queue.job import DATA_NAME, Job, Source
+from trainer_tui.queue.job import (
+    DATA_NAME,
+    META_NAME,
+    Job,
+    Source,
+    decode_meta,
+    parse_directory_name,
+)
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import DataProblem, Refused
 from trainer_tui.safety.text import file_name_text, printable
@@ -265,14 +274,15 @@ def remove_original(path: Path, job: Job) -> bool:
     """Remove the file that became `job`, unless another file has its name by now.
 
     The name is moved aside first: what was moved is then known for certain, and is put back when
-    it is not what was taken.
+    it is not what was taken. A folder that does not let us remove files keeps its file: it is
+    known as taken (`already_taken`) and never queued twice.
     """
     aside = path.with_name(f"{TAKEN_PREFIX}{job.id}")
     try:
         if source_of(path.lstat()) != job.meta.source:
             return False
         durable.rename(path, aside)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
     if source_of(aside.lstat()) != job.meta.source:
         _put_back(aside, path)
@@ -315,6 +325,16 @@ def recover(workspace: Workspace, jobs: list[Job]) -> list[Path]:
             if job is not None and remove_original(path, job):
                 removed.append(path)
     return removed
+
+
+def already_taken(queue: Path, job_id: int, source: Source) -> bool:
+    """Whether a job was made of this very file, which could not be removed then."""
+    for folder in queue.glob(f"*/*-{job_id}-*"):
+        name = parse_directory_name(folder.name)
+        if name is not None and name.id == job_id:
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                return decode_meta((folder / META_NAME).read_bytes()).source == source
+    return False
 
 
 def _place(source: Source) -> tuple[int, int, int, int]:

@@ -184,6 +184,8 @@ def _limit_time(path: Path) -> None:
 
 
 def _time_up(number: int, frame: FrameType | None) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft + 60, hard))  # room to clean up and answer
     raise _TimeUp
 
 

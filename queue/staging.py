@@ -157,6 +157,11 @@ def _with_report(meta: Meta, found: Report, tokenised: bool) -> Meta:
 
 def _duplicate(folder: Path, order: Order, meta: Meta, holder: int) -> Staged:
     message = f"{meta.original_name} has the same content as job {holder}"
+    if not order.keep_original and intake.already_taken(folder.parent, holder, meta.source):
+        raise Refused(
+            f"{meta.original_name} is job {holder} already, but cannot be removed from the inbox",
+            "let the daemon's user write to the folder, or remove the file",
+        )
     if order.keep_original:
         raise SameContent(message, "to train it once more, add it with --again")
     error = JobError(

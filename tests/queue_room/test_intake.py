@@ -24,6 +24,9 @@ from trainer_tui.queue.intake import (
     source_of,
 )
 from trainer_tui.queue.job import Job, Meta
+from trainer_tui.queue.report_context import build
+from trainer_tui.queue.staging import Order, stage
+from trainer_tui.queue.store import Queue
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import DataProblem, Refused
 from trainer_tui.safety.workspace import Workspace
@@ -209,6 +212,25 @@ def test_the_original_goes_only_when_it_is_still_what_was_taken(workspace: Works
     assert remove_original(path, job) and not path.exists()
     path.write_text("two")
     assert not remove_original(path, job) and path.read_text() == "two"
+
+
+def test_a_file_that_cannot_be_removed_is_not_queued_twice(
+    with_model: Workspace, row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = with_model.inbox / "a.jsonl"
+    path.write_text("\n".join(row(f"{at}?", f"{at}.") for at in range(20)))
+    queue, context = Queue(with_model), build(with_model)
+    job = queue.admit(stage(with_model, Order(path), context).folder, "normal")
+
+    def forbidden(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "rename", forbidden)
+        assert not remove_original(path, job)
+    with pytest.raises(Refused, match="cannot be removed from the inbox"):
+        stage(with_model, Order(path), context)
+    assert remove_original(path, job) and not path.exists()
 
 
 def test_a_file_that_slips_in_under_the_name_is_put_back(
