@@ -32,7 +32,8 @@ class Action:
         scope: the panel that must have the focus for the key; None: anywhere.
         guard: "undoable", "guarded" (asks first) or "" (changes nothing lasting).
         footer: rank in the footer, 1 first; 0 is not shown there.
-        shown: how the keys are written where they are shown, when not as they are.
+        shown, pair: keys and words where this action stands for its opposite too.
+        hidden: left out of help and README, because another stands for it.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Action:
     guard: str = ""
     footer: int = 0
     shown: str = ""
+    pair: str = ""
     hidden: bool = False
 
     def why_not(self, at: Situation) -> str | None:
@@ -55,8 +57,13 @@ class Action:
         return self.check(at) if self.check else None
 
     @property
+    def words(self) -> str:
+        """For help and README."""
+        return self.pair or self.help
+
+    @property
     def keys_shown(self) -> str:
-        return self.shown or " ".join(KEY_WORDS.get(key, key) for key in self.keys[:2])
+        return self.shown or " ".join(KEY_WORDS.get(key, key) for key in self.keys[:1])
 
 
 KEY_WORDS = {
@@ -77,17 +84,20 @@ ACTIONS: tuple[Action, ...] = (
     Action("stop", ("s",), "Stop…", "Stop after this file, or now; or skip this file", do.stop,
            can.stoppable, changes=True, guard="guarded", footer=2),
     Action("move_down", ("J", "shift+down"), "Move", "Move the job down", do.move_down,
-           can.waiting_job, changes=True, scope=_Q, guard="undoable", footer=3, shown="J/K"),
+           can.waiting_job, changes=True, scope=_Q, guard="undoable", footer=3, shown="J/K",
+           pair="Move the job down or up; also shift+arrows, or drag it"),
     Action("move_up", ("K", "shift+up"), "Move up", "Move the job up", do.move_up,
-           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+           can.waiting_job, changes=True, scope=_Q, guard="undoable", hidden=True),
     Action("move_top", ("T",), "To the top", "Move the job to the top", do.move_top,
-           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+           can.waiting_job, changes=True, scope=_Q, guard="undoable", shown="T B",
+           pair="To the top or bottom of its priority"),
     Action("move_bottom", ("B",), "To the bottom", "Move the job to the bottom", do.move_bottom,
-           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+           can.waiting_job, changes=True, scope=_Q, guard="undoable", hidden=True),
     Action("raise", ("+", "="), "Priority", "Raise the job's priority", do.raise_priority,
-           can.waiting_job, changes=True, scope=_Q, guard="undoable", footer=4, shown="+/-"),
+           can.waiting_job, changes=True, scope=_Q, guard="undoable", footer=4, shown="+/-",
+           pair="Raise or lower the job's priority"),
     Action("lower", ("-",), "Lower", "Lower the job's priority", do.lower_priority,
-           can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+           can.waiting_job, changes=True, scope=_Q, guard="undoable", hidden=True),
     Action("remove", ("x",), "Remove", "Remove the job; its file is kept in the trash",
            do.remove, can.removable, changes=True, scope=_Q, guard="undoable"),
     Action("retry", ("r",), "Retry", "Retry a failed or blocked job, with the fix offered",
@@ -117,8 +127,10 @@ ACTIONS: tuple[Action, ...] = (
            do.approve, can.pending_config, changes=True, guard="guarded"),
     Action("find", ("/",), "Find", "Show only what matches in the focused panel", do.find,
            footer=6),
-    Action("next", ("n",), "Next", "Next match or row", do.next_found),
-    Action("previous", ("N",), "Previous", "Previous match or row", do.previous_found),
+    Action("next", ("n",), "Next", "Next match or row", do.next_found, shown="n N",
+           pair="Next or previous match"),
+    Action("previous", ("N",), "Previous", "Previous match or row", do.previous_found,
+           hidden=True),
     Action("copy", ("y",), "Copy", "Copy the row (OSC 52, with a file as fall-back)", do.copy),
     Action("open", ("enter",), "Open", "Show all there is about the selection", do.open_selected),
     *(
@@ -129,11 +141,13 @@ ACTIONS: tuple[Action, ...] = (
     Action("next_panel", ("tab",), "Next panel", "Focus the next panel", do.next_panel),
     Action("previous_panel", ("shift+tab",), "Previous panel", "Focus the panel before",
            do.previous_panel, hidden=True),
-    Action("down", ("j", "down"), "Down", "Move down", do.by_rows(1), shown="j k arrows"),
+    Action("down", ("j", "down"), "Down", "Move down", do.by_rows(1), shown="j k arrows",
+           pair="Move; also pgup and pgdn"),
     Action("up", ("k", "up"), "Up", "Move up", do.by_rows(-1), hidden=True),
     Action("page_down", ("pagedown",), "Page down", "A page down", do.by_rows(10), hidden=True),
     Action("page_up", ("pageup",), "Page up", "Move a page up", do.by_rows(-10), hidden=True),
-    Action("first", ("g", "home"), "First", "Go to the first or last row", do.first, shown="g G"),
+    Action("first", ("g", "home"), "First", "Go to the first row", do.first, shown="g G",
+           pair="Go to the first or last row"),
     Action("last", ("G", "end"), "Last", "Go to the last row", do.last, hidden=True),
     Action("zoom", ("z",), "Zoom", "Give the focused panel the whole screen, or back", do.zoom),
     Action("back", ("escape",), "Back", "Back: closes, clears, un-zooms", do.back),
@@ -144,8 +158,8 @@ ACTIONS: tuple[Action, ...] = (
            shown="← →"),
     Action("cursor_right", ("right",), "Cursor right", "Cursor right", do.cursor(1), scope=_L,
            hidden=True),
-    Action("zoom_in", ("<", ","), "Zoom", "Fewer or more steps in the chart", do.chart_zoom(0.5),
-           scope=_L, shown="< >"),
+    Action("zoom_in", ("<", ","), "Zoom", "Fewer steps in the chart", do.chart_zoom(0.5),
+           scope=_L, shown="< >", pair="Fewer or more steps in the chart; also the wheel"),
     Action("zoom_out", (">", "."), "Zoom out", "More steps in the chart", do.chart_zoom(2.0),
            scope=_L, hidden=True),
     Action("palette", (":", "ctrl+p"), "Palette", "Every action, and why one is disabled",
@@ -207,7 +221,7 @@ def markdown() -> str:
             continue
         where = f" (in {action.scope.value})" if action.scope else ""
         keys = action.keys_shown.replace("|", "\\|")
-        lines.append(f"| `{keys}` | {action.help}{where} | {action.guard} |")
+        lines.append(f"| `{keys}` | {action.words}{where} | {action.guard} |")
     return "\n".join(lines)
 
 

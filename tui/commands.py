@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
 
 
+LISTED = [action for action in ACTIONS if not action.id.startswith("panel_")]
+
+
 class Commands(Provider):
     @property
     def _app(self) -> TrainerApp:
@@ -26,16 +29,13 @@ class Commands(Provider):
         return action.help, below
 
     async def discover(self) -> Hits:
-        for action in ACTIONS:
-            if not action.hidden:
-                words, below = self._words(action)
-                yield DiscoveryHit(words, partial(self._run, action), help=below)
+        for action in LISTED:
+            words, below = self._words(action)
+            yield DiscoveryHit(words, partial(self._run, action), help=below)
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
-        for action in ACTIONS:
-            if action.hidden:
-                continue
+        for action in LISTED:
             words, below = self._words(action)
             score = max(matcher.match(words), matcher.match(action.label))
             if score > 0:

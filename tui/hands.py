@@ -180,7 +180,7 @@ class Hands(App[int]):
 
     async def show_help(self) -> None:
         at = self.situation()
-        rows = [(a.keys_shown, a.help, a.why_not(at) or "") for a in table.help_actions(at.focus)]
+        rows = [(a.keys_shown, a.words, a.why_not(at) or "") for a in table.help_actions(at.focus)]
         name = at.focus.value if at.focus else "screen"
         await self.push_screen(ask.key_page(f"Keys · {name}", rows, "", self.palette))
 

@@ -137,7 +137,8 @@ class Stage(Hands):
             case Panel.EVENTS:
                 return self.events_panel.event
             case _:
-                return self.queue.job
+                job = self.queue.job
+                return self.view.in_hand(job) if job else None
 
     def selection_changed(self) -> None:
         focus = self.focus_now()

@@ -361,6 +361,17 @@ class View:
     def waiting(self) -> tuple[Job, ...]:
         return tuple(job for job in self.jobs if job.state == "waiting")
 
+    def in_hand(self, job: Job) -> Job:
+        """`job` with the newest progress: the list says what is committed, the status what is
+        trained."""
+        current = self.training.job
+        if current is None or current.id != job.id or current.fraction is None:
+            return job
+        left_s = self.training.eta_job_s
+        eta_s = job.eta_s if left_s is None else [0.0, left_s]
+        fraction = max(current.fraction, job.fraction or 0.0)
+        return msgspec.structs.replace(job, fraction=fraction, eta_s=eta_s)
+
     def job(self, job_id: int | None) -> Job | None:
         return next((job for job in self.jobs if job.id == job_id), None)
 

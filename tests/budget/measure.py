@@ -125,7 +125,7 @@ def measure(columns: int, rows: int, seconds: float, still: bool, jobs: int = 0)
             try:
                 terminal.read(10, until=b"support.jsonl")
                 first_frame_s = time.monotonic() - terminal.started_s
-                terminal.read(4)
+                terminal.read(2.5)
                 process = psutil.Process(terminal.process.pid)
                 before, at_s = process.cpu_times(), time.monotonic()
                 end_s, count = at_s + seconds, 0
@@ -136,7 +136,8 @@ def measure(columns: int, rows: int, seconds: float, still: bool, jobs: int = 0)
                 used = after.user + after.system - before.user - before.system
                 return Cost(
                     f"{columns}x{rows}", first_frame_s, count / took_s, 100 * used / took_s,
-                    process.memory_info().rss / 2**20, key_to_paint_ms(terminal),
+                    process.memory_info().rss / 2**20,
+                    0.0 if still else key_to_paint_ms(terminal),
                 )  # fmt: skip
             finally:
                 terminal.close()

@@ -162,7 +162,7 @@ async def test_help_lists_the_focused_panels_keys(server: Any, stage: Any) -> No
     async with stage(server) as on:
         await on.press("?")
         await on.until(lambda: len(on.app.screen_stack) == 2, "help is open")
-        assert "Move the job down" in str(on.app.screen._body)
+        assert "Move the job down or up" in str(on.app.screen._body)
         await on.press("escape")
         await on.until(lambda: len(on.app.screen_stack) == 1, "closed")
 

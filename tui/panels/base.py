@@ -65,6 +65,8 @@ class FramedPanel(Canvas, can_focus=True):
 class ListPanel(FramedPanel):
     """Rows of which one is selected; the selection sticks to its item when the order changes."""
 
+    sticky = True  # holds on to what it selected first; else to the first until one is chosen
+
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
         self._key: object = None
@@ -93,7 +95,8 @@ class ListPanel(FramedPanel):
         else:
             start = self._index if self._key is not None else self.first_choice()
             self._index = max(0, min(start, len(keys) - 1))
-            self._key = keys[self._index] if keys else None
+            if self.sticky and keys:
+                self._key = keys[self._index]
         return self._index
 
     def first_choice(self) -> int:

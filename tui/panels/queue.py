@@ -209,7 +209,7 @@ class QueuePanel(ListPanel):
         rows: list[Row] = []
         waiting = [job.id for job in self.screen_app.view.waiting]
         for index in self.window(len(jobs), height - marks):
-            job = jobs[index]
+            job = self.screen_app.view.in_hand(jobs[index])
             if self._mark_above(job, waiting):
                 rows.append(self._insertion(width))
             row = job_row(job, width, self.glyphs, paused)

@@ -16,10 +16,10 @@ def age_of(version: Version, view: View) -> str:
     return figures.coarse((now - made).total_seconds()) if made and now else figures.UNKNOWN
 
 
-def mark(version: Version, glyphs: Glyphs) -> tuple[str, str]:
+def mark(version: Version, glyphs: Glyphs, live: int | None) -> tuple[str, str]:
     if version.state != "ok":
         return glyphs.cross, "bad"
-    if version.live:
+    if version.number == live:
         return glyphs.play, "good"
     return (glyphs.pin, "mark") if version.pinned else (" ", "")
 
@@ -31,7 +31,8 @@ def best_of(versions: tuple[Version, ...]) -> int | None:
 
 
 def version_row(version: Version, view: View, width: int, glyphs: Glyphs, best: int | None) -> Row:
-    sign, role = mark(version, glyphs)
+    live = max((item.number for item in view.versions if item.live), default=None)
+    sign, role = mark(version, glyphs, live)
     line = Line().add(" ").add(sign, role).add(f" v{version.number:03d} ", "strong")
     line.cell(figures.loss(version.loss), 7, "val", right=True)
     line.add(f" {glyphs.star}" if version.number == best else "  ", "warn")
@@ -49,6 +50,7 @@ def version_row(version: Version, view: View, width: int, glyphs: Glyphs, best: 
 class VersionsPanel(ListPanel):
     number = 3
     title_text = "Versions"
+    sticky = False
 
     def __init__(self) -> None:
         super().__init__(id=Panel.VERSIONS.value)
