@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -218,9 +217,3 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 
 def _has_happened(event: torch.cuda.Event | None) -> bool:
     return event is None or bool(event.query())  # type: ignore[no-untyped-call]
-
-
-def bytes_per_day(checkpoint_bytes: int, steps_per_commit: float, step_s: float) -> float:
-    """What a rhythm of commits writes in a day; infinite when steps take no time."""
-    interval_s = steps_per_commit * step_s
-    return checkpoint_bytes * 86_400 / interval_s if interval_s > 0 else math.inf

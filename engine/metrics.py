@@ -6,7 +6,6 @@ the host runs at most one step ahead.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from dataclasses import dataclass
@@ -131,14 +130,11 @@ class TensorBoardSink:
         self._writer.close()
 
 
-class JsonLinesSink:
-    """One JSON object a step, for whoever wants to plot without us."""
-
-    def __init__(self, path: Path) -> None:
-        self._stream = path.open("a", encoding="utf-8")
-
-    def step(self, global_step: int, values: dict[str, float]) -> None:
-        self._stream.write(json.dumps({"step": global_step, **values}) + "\n")
-
-    def close(self) -> None:
-        self._stream.close()
+def open_sinks(wanted: bool, folder: Path) -> tuple[list[Sink], str]:
+    """The sinks that the settings ask for, and a note when one cannot be had."""
+    if not wanted:
+        return [], ""
+    try:
+        return [TensorBoardSink(folder)], ""
+    except ImportError:
+        return [], "tensorboard = true, but the package is not there: pip install tensorboard"

@@ -21,6 +21,7 @@ log = logging.getLogger("trainer.saver")
 
 SPACE_RETRY_S = 5.0
 ATTEMPTS = 2
+DAY_S = 86_400
 
 
 class SaveFailed(Exception):
@@ -37,6 +38,7 @@ class Saver:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._next: Reason | None = None  # asked for while a commit was under way
+        self._last_done_s = clock.monotonic_s()
         self._captured = session.progress  # what the last commit, done or under way, holds
 
     @property
@@ -145,7 +147,16 @@ class Saver:
                 done.reason,
             )
         )
-        log.info("%s committed (%s)", written.folder, done.reason)
+        now_s = clock.monotonic_s()
+        since_s, self._last_done_s = now_s - self._last_done_s, now_s
+        log.info(
+            "%s committed (%s): %.1f MB in %.2f s; at this rhythm %.1f GB a day",
+            written.folder,
+            done.reason,
+            written.bytes_written / 1e6,
+            written.seconds,
+            written.bytes_written * DAY_S / max(since_s, 1e-3) / 1e9,
+        )
 
     def _again(self, failed: CommitFailed) -> None:
         """Blocks: training must not run further ahead of the last commit than it has."""

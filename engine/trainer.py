@@ -28,7 +28,7 @@ from trainer_tui.engine.head_loss import verify_head
 from trainer_tui.engine.incidents import Watch
 from trainer_tui.engine.loading import Loaded, load
 from trainer_tui.engine.loop import Loop
-from trainer_tui.engine.metrics import Meter, Sink
+from trainer_tui.engine.metrics import Meter, Sink, open_sinks
 from trainer_tui.engine.saver import Saver
 from trainer_tui.engine.session import Session
 from trainer_tui.engine.step import Stepper
@@ -71,6 +71,8 @@ class Trainer:
         self._session = session = self._assemble(config, control, heart, lock_fd, device, loaded)
         session.adopt_state(loaded.state)
         attention = self._prepare_model()
+        self._sinks, note = open_sinks(config.tensorboard, workspace.logs / "tensorboard")
+        loaded.notes += [note] if note else []
         self._budget = Budget(config.validation.time_share)
         self._ready(attention)
 

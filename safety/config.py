@@ -179,6 +179,7 @@ class Config(Section):
     save_steps: Count = 1000
     min_save_interval_s: float = Field(300.0, ge=0)
     poll_interval: Seconds = 30.0
+    tensorboard: bool = False
 
     behaviour: Behaviour = Behaviour()
     validation: Validation = Validation()
