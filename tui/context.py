@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from trainer_tui.safety.errors import TrainerTuiError, WorkspaceProblem
 from trainer_tui.tui.client import Client
 
 START_TIMEOUT_S = 30.0
-LOCKED = 3  # exit code: another watchdog or daemon is there, so an answer will come from it
+LOCKED = 3  # exit code of the watchdog: another watchdog or daemon is there
 
 
 @dataclass(slots=True)
@@ -70,31 +69,32 @@ def ensure_daemon(space: workspace.Workspace) -> bool:
     _require_writable(space.root)
     space.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     output = space.logs / "daemon.out"
+    start = output.stat().st_size if output.exists() else 0
+    watchdog = _start_watchdog(space, output)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if client.alive():
+            return True
+        code = watchdog.poll()
+        if code == LOCKED:  # another one is there: about to answer, or about to end
+            time.sleep(0.2)
+            watchdog = _start_watchdog(space, output)
+        elif code is not None:
+            raise TrainerTuiError(*_last_words(output, start, code))
+        time.sleep(0.05)
+    raise TrainerTuiError(f"no daemon answered within {START_TIMEOUT_S:g} s", f"see {output}")
+
+
+def _start_watchdog(space: workspace.Workspace, output: Path) -> subprocess.Popen[bytes]:
     with output.open("ab") as stream:
-        start = stream.tell()
-        process = subprocess.Popen(
-            _daemon_command(space),
+        return subprocess.Popen(
+            module_command("trainer_tui.safety.watchdog", "--workspace", str(space.root)),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
             start_new_session=True,
             cwd=space.root,
         )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if client.alive():
-            return True
-        if process.poll() not in (None, LOCKED):
-            raise TrainerTuiError(*_last_words(output, start, process.returncode))
-        time.sleep(0.05)
-    raise TrainerTuiError(
-        f"no daemon answered within {START_TIMEOUT_S:g} s (watchdog: pid {process.pid})",
-        f"see {output}",
-    )
-
-
-def _daemon_command(space: workspace.Workspace) -> Sequence[str]:
-    return module_command("trainer_tui.safety.watchdog", "--workspace", str(space.root))
 
 
 def _last_words(output: Path, start: int, code: int) -> tuple[str, str]:
