@@ -24,7 +24,7 @@ from trainer_tui.safety import clock, durable, locks, logs
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import Corrupt, Locked, TrainerTuiError
 from trainer_tui.safety.heartbeat import HeartbeatWriter, Phase
-from trainer_tui.safety.messages import Failed, TrainerSpec
+from trainer_tui.safety.messages import Failed, Stopping, TrainerSpec
 from trainer_tui.safety.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class _Life:
         _before_torch(config, self._workspace)
         lock = _take_lock(self._workspace, self._control)
         if lock is None:
-            return  # asked to leave while waiting
+            self._control.say(Stopping(0, "stopped before it began"))
+            return
         lock.write_owner(f"trainer {os.getpid()} of run {self._spec.run_id}")
         self._heart.beat(Phase.IMPORT)
         from trainer_tui.engine.trainer import Trainer
@@ -155,6 +156,8 @@ def describe(problem: Exception) -> tuple[str, str, str]:
     match problem:
         case Corrupt():
             return "checkpoint_corrupt", problem.message, problem.hint
+        case Locked():
+            return "unknown", problem.message, problem.hint
         case TrainerTuiError():
             return "config", problem.message, problem.hint
         case MemoryError():

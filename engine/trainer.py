@@ -135,7 +135,10 @@ class Trainer:
             session.stepper.micro_batch_tokens = remembered.limit(
                 session.stepper.micro_batch_tokens
             )
+            between = session.stepper.between
+            session.stepper.between = lambda index: session.heart.beat(Phase.COMPILE)
             session.stepper.preflight(vocabulary, config.max_length)
+            session.stepper.between = between
             remembered.note()
         return attention
 

@@ -24,6 +24,7 @@ from pathlib import Path
 STAGING_PREFIX = ".staging-"
 COPY_CHUNK_BYTES = 1 << 20
 HASHED_CHUNK_BYTES = 8 << 20
+CHUNKS_PER_FLUSH = 32
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the extents of another file
 
 _observers: list[Callable[[str, Path], None]] = []
@@ -114,6 +115,8 @@ def write_new_hashed(
             chunk = data[start : start + HASHED_CHUNK_BYTES]
             digest.update(chunk)
             _write_all(fd, chunk)
+            if (start // HASHED_CHUNK_BYTES + 1) % CHUNKS_PER_FLUSH == 0:
+                os.fdatasync(fd)  # else one fsync at the end could be silent for minutes
             progress(len(chunk))
         sync_file(fd, path)
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from engine_driver import Driver, toy_rows
 
 from trainer_tui.safety.messages import (
     Committed,
+    Failed,
     FromTrainer,
     JobRefused,
     JobStarted,
@@ -210,4 +212,49 @@ def test_a_second_trainer_waits_for_the_writer_lock(make_driver: Callable[..., D
     assert driver.seen == []
     lock.release()
     driver.wait_all_done()
+    assert driver.stop() == 0
+
+
+def test_a_stop_while_it_waits_for_the_lock_ends_it_at_once(
+    make_driver: Callable[..., Driver],
+) -> None:
+    from trainer_tui.safety import locks
+
+    driver = make_driver()
+    lock = locks.acquire(driver.workspace.writer_lock)
+    assert lock is not None
+    driver.start()
+    driver.send(Stop())
+    assert driver.wait_end() == 0
+    assert isinstance(driver.seen[-1], Stopping)
+    lock.release()
+
+
+def test_a_crash_says_what_and_where_and_leaves_it_on_disk(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver()
+    driver.add_job(toy_rows(40, 1))
+    (driver.workspace.root / "trap.json").write_text(json.dumps({"raise_steps": [4]}))
+    driver.start(entry="trap")
+    failed = driver.wait_for(Failed)
+    assert (failed.error_class, failed.phase, failed.job_id) == ("code_bug", "micro-step", 1)
+    assert "ZeroDivisionError" in failed.stack and failed.global_step == 3
+    assert driver.wait_end() == 1
+    report = json.loads((driver.workspace.incidents / "run1" / "error.json").read_bytes())
+    assert report["message"] == failed.message
+    assert report["rows"] and set(report["rows"]) <= set(range(1, 41))
+
+
+def test_sigusr1_shows_the_stacks_of_all_threads(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver()
+    driver.start()
+    driver.wait_for(WantJob)
+    os.kill(driver.process.pid, signal.SIGUSR1)
+    output = driver.workspace.logs / "trainer.out"
+    deadline = time.monotonic() + 20
+    while "engine/loop.py" not in output.read_text():
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.02)
+    assert output.read_text().count("Thread 0x") >= 2
     assert driver.stop() == 0

@@ -3,7 +3,8 @@
 `trace`: append {"step", "job", "rows"} for every step to `trace.jsonl`.
 `kill_writer_at`: SIGKILL to trainer and writer before the writer's Nth durable operation.
 `fail_writer`: {"operation", "errno", "times"}: that durable operation of the writer fails.
-`nan_steps`: global steps whose loss is NaN. `oom_at`: micro-batches over `oom_tokens` do not fit.
+`raise_steps`: global steps that crash. `nan_steps`: global steps whose loss is NaN.
+`oom_tokens`: micro-batches over this do not fit.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
     def trapped(model: Any, batch: Any, penalties: Any = ()) -> torch.Tensor:
         if torch.is_grad_enabled() and batch.tokens > traps.get("oom_tokens", 1 << 60):
             raise torch.OutOfMemoryError("CUDA out of memory (a trap)")
+        if now["step"] in traps.get("raise_steps", ()):
+            raise ZeroDivisionError("a trap")
         loss = honest_loss(model, batch, penalties)
         if now["step"] in traps.get("nan_steps", ()):
             loss = loss * float("nan")
