@@ -16,7 +16,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="The API's document, for pr
 
 
 def register(app: typer.Typer) -> None:
-    for verb in (status, pause, resume, stop, skip, checkpoint, add, undo, redo, incidents, events):
+    for verb in (
+        status,
+        pause,
+        resume,
+        stop,
+        skip,
+        checkpoint,
+        add,
+        undo,
+        redo,
+        incidents,
+        events,
+        disk,
+    ):
         app.command()(verb)
 
 
@@ -169,3 +182,18 @@ def events(
         return
     for event in found["events"]:
         print(f"{event['at'][:19]}  {event['level']:7}  {printable(event['text'])}")
+
+
+def disk(as_json: AsJson = False) -> None:
+    """What is free, how long it lasts, and what would go first, and why."""
+    found = context.client.get("/v1/disk")
+    if as_json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        if not isinstance(value, list):
+            shown = columns.size(value) if key.endswith("bytes") else value
+            print(f"{key:20} {shown if value is not None else '–'}")
+    for offer in found.get("would_go", []):
+        size = columns.size(offer.get("exclusive_bytes") or offer.get("bytes"))
+        print(f"  {size:>8}  {printable(str(offer.get('what')))}: {offer.get('why')}")

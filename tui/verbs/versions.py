@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import columns
 from trainer_tui.tui.context import context, print_json
@@ -81,20 +82,69 @@ def _confirm(question: str, yes: bool) -> None:
         raise typer.Exit(1)
 
 
+WeightsOnly = Annotated[
+    bool, typer.Option("--weights-only", help="Leave its optimizer out; training warms up again.")
+]
+Requeue = Annotated[
+    bool, typer.Option("--requeue", help="Queue the files trained since once more.")
+]
+
+
+def _since(found: dict[str, Any]) -> list[dict[str, Any]]:
+    files: list[dict[str, Any]] = found.get("files_since", [])
+    if files:
+        print(f"undoes what {len(files)} file(s) taught since:")
+    for file in files:
+        print(f"  #{file['job_id']} {printable(file['name'])}")
+    return files
+
+
+def _requeue(files: list[dict[str, Any]], wanted: bool) -> None:
+    for file in files if wanted else ():
+        try:
+            job = context.client.post(f"/v1/jobs/{file['job_id']}/again")
+        except Refused as problem:
+            print(f"  #{file['job_id']} stays out of the queue: {problem.message}")
+            continue
+        print(f"  {printable(file['name'])} waits again as #{job['id']}")
+
+
 @app.command()
-def restore(number: Number, yes: Yes = False) -> None:
+def restore(
+    number: Number, yes: Yes = False, weights_only: WeightsOnly = False, requeue: Requeue = False
+) -> None:
     """Train on from a version; what is now stays as an emergency backup."""
+    files = _since(context.client.get(f"/v1/versions/{number}"))
     _confirm(f"go back to v{number:03d}? The current model is kept as an emergency backup.", yes)
-    reply = context.client.post(f"/v1/versions/{number}/restore")
+    body = {"weights_only": weights_only}
+    reply = context.client.post(f"/v1/versions/{number}/restore", body)
     print(describe(reply["status"]) if "status" in reply else f"restored v{number:03d}")
+    _requeue(files, requeue)
 
 
 @app.command()
-def rollback(yes: Yes = False) -> None:
-    """Restore the previous version."""
-    _confirm("roll back to the previous version? The current model is kept as a backup.", yes)
-    reply = context.client.post("/v1/versions/rollback")
+def rollback(yes: Yes = False, weights_only: WeightsOnly = False, requeue: Requeue = False) -> None:
+    """Restore the version before the state of now."""
+    target = context.client.get("/v1/versions/rollback")
+    files = _since(target)
+    number = target["version"]["number"]
+    _confirm(f"roll back to v{number:03d}? The current model is kept as a backup.", yes)
+    reply = context.client.post("/v1/versions/rollback", {"weights_only": weights_only})
     print(describe(reply["status"]) if "status" in reply else "rolled back")
+    _requeue(files, requeue)
+
+
+@app.command()
+def diff(first: Number, second: Number) -> None:
+    """What lies between two versions: files, validation, settings."""
+    print_json(context.client.get(f"/v1/versions/diff/{first}/{second}"))
+
+
+@app.command()
+def undelete(number: Number) -> None:
+    """Take a version back out of the trash."""
+    context.client.post(f"/v1/versions/{number}/undelete")
+    print(f"v{number:03d} is back")
 
 
 @app.command()
