@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trainer_tui.data.packing import shuffled
 from trainer_tui.engine.behaviour_metrics import measure
 from trainer_tui.engine.head_loss import forward_loss_sum
 from trainer_tui.engine.micro_batches import split
@@ -25,7 +26,8 @@ from trainer_tui.engine.step import Stepper, TokenMask
 from trainer_tui.safety import clock
 
 BEHAVIOUR_ROWS = 16
-MIN_ROWS = 8  # a slice smaller than this says nothing
+MIN_SHARE = 0.5  # less of a slice than this says too little to be worth its time
+SLICE_SEED = 0x51
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,15 @@ class Budget:
 
 
 def slice_of(count: int, slice_rows: int, turn: int) -> list[int]:
-    """The `turn`th slice of a set: the same rows come back after a full round."""
+    """The `turn`th slice of a set: the same rows come back after a full round.
+
+    Rows are dealt to slices by a fixed shuffle: a set is gathered file by file, and slices of
+    one kind of row each would make the loss jump with the turn.
+    """
     if count <= slice_rows:
         return list(range(count))
     slices = -(-count // slice_rows)
-    start = (turn % slices) * slice_rows
-    return list(range(start, min(start + slice_rows, count)))
+    return [int(index) for index in shuffled(count, SLICE_SEED)[turn % slices :: slices]]
 
 
 def affordable(lengths: Sequence[int], budget: Budget) -> int:
@@ -120,7 +125,7 @@ class Evaluator:
         documents = [series.document(i) for i in slice_of(series.count, self.slice_rows, turn)]
         if not self.budget.first_look(series):
             paid = affordable([len(ids) for ids, _ in documents], self.budget)
-            if paid < min(MIN_ROWS, len(documents)):
+            if paid < len(documents) * MIN_SHARE:
                 return None
             documents = documents[:paid]
         return self._measure(series, documents)
