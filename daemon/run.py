@@ -24,6 +24,7 @@ from trainer_tui.safety.locks import Lock
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("daemon")
+SWITCH_S = 0.001
 ENTRY_KEY = "TRAINER_TUI_TRAINER_ENTRY"  # for tests: another module than the engine's
 
 
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("watchfiles").setLevel(logging.ERROR)
     _dump_stacks_on_request(here)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.setswitchinterval(SWITCH_S)  # the loop gets its turn beside a thread that lists the queue
     multiprocessing.resource_tracker.ensure_running()  # outside of any child's tag
     try:
         return _serve(here, lock, options.trainer_entry)

@@ -18,7 +18,7 @@ from trainer_tui.safety import clock, durable
 from trainer_tui.safety.workspace import Workspace
 
 RECONCILE_EVERY_S = 20.0
-RECONCILE_SHARE = 50  # at most one fiftieth of the time is spent looking
+RECONCILE_SHARE = 200  # at most half a percent of the time is spent looking
 EXPIRE_EVERY_S = 3600.0
 TRASH_GLOB = "job.*"
 
