@@ -210,7 +210,7 @@ class TrainerApp(Stage):
         """Repaint what was touched, in one frame."""
         self._soon = False
         touched, self._touched = self._touched, set()
-        if not self.is_running or not self.root.is_attached:
+        if not self.standing:
             return
         names = {panel.value for panel in touched}
         if Panel.LOSS in touched:
@@ -223,6 +223,8 @@ class TrainerApp(Stage):
                     widget.repaint()
 
     def repaint_everything(self) -> None:
+        if not self.standing:
+            return
         for widget in self.root.query(Canvas):
             widget.repaint()
         self.refresh(repaint=True, layout=True)
@@ -251,6 +253,8 @@ class TrainerApp(Stage):
 
     def _take_keys(self) -> None:
         pressed, self._pressed = self._pressed, []
+        if not self.standing:
+            return
         if looks_pasted([event.character or "" for event in pressed]):
             self.say(f"{len(pressed)} keys at once look like pasted text: ignored", "warn")
             return

@@ -63,11 +63,13 @@ class Feed:
                 attempt = 0
                 self._post(news.LinkChanged(Live(), clock.monotonic_s()))
                 await self._stream()
-            except (NoDaemon, Declined, msgspec.ValidationError) as problem:
+            except (NoDaemon, Declined, msgspec.MsgspecError) as problem:
                 if attempt == 0:
                     since_s = clock.monotonic_s()
                 attempt += 1
                 why = str(problem).splitlines()[0]
+                if isinstance(problem, msgspec.MsgspecError):
+                    why = f"the daemon speaks another version: {why}"
                 lost = Lost(since_s=since_s, attempts=attempt, why=why)
                 self._post(news.LinkChanged(lost, clock.monotonic_s()))
                 await wait(attempt, self.hurry)
@@ -154,5 +156,5 @@ class Feed:
         try:
             while self._again:
                 await readers[self._again.pop()]()
-        except (NoDaemon, Declined, msgspec.ValidationError):
+        except (NoDaemon, Declined, msgspec.MsgspecError):
             self._again.clear()  # the stream is failing too and will read everything anew

@@ -45,6 +45,11 @@ class Stage(Hands):
         self._reports: dict[int, dict[str, object] | None] = {}
 
     @property
+    def standing(self) -> bool:
+        """Whether there is a screen to draw on: not before it is mounted, nor while leaving."""
+        return self.is_running and bool(self.screen_stack) and self.root.is_attached
+
+    @property
     def root(self) -> Screen[object]:
         """The screen below all dialogs."""
         return self.screen_stack[0]
