@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -72,6 +73,28 @@ def test_few_invalid_rows_stay_out_many_block_and_one_never_does(
     assert many.kept_rows == 100  # they are there to be accepted
     one = judged(tmp_path, context, [*rows_of(row, 3), "no"])
     assert one.verdict == "warn" and one.kept_rows == 3
+
+
+def test_the_whole_hostile_corpus_in_one_file_takes_no_good_row_with_it(
+    tmp_path: Path, context: Context, row
+) -> None:
+    corpus = runpy.run_path(str(Path(__file__).parents[1] / "corpus" / "hostile_rows.py"))
+    good = [line.encode() for line in rows_of(row, 100 * len(corpus["HOSTILE"]) + 100)]
+    lines: list[bytes] = []
+    expected: dict[int, str] = {}
+    for raw, words in corpus["HOSTILE"].values():
+        lines += [*good[:100], raw]
+        del good[:100]
+        expected[len(lines)] = words
+    fine = list(corpus["FINE"].values())
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(b"\n".join([*lines, *good, *fine]))
+    outcome = report.make(path, "file.jsonl", context)
+    assert {reject.line for reject in outcome.rejects} == set(expected)
+    assert all(expected[reject.line] in reject.reason for reject in outcome.rejects)
+    assert outcome.report.kept_rows == 100 * len(expected) + 100 + len(fine)
+    assert outcome.report.verdict == "warn"
+    assert {"id", "tags", "n"} <= outcome.report.extra_keys.keys()
 
 
 def test_a_file_without_a_usable_row_is_blocked(tmp_path: Path, context: Context) -> None:
