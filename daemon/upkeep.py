@@ -6,6 +6,7 @@ Limits: the trash of the queue is emptied here; that of versions is theirs.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ RECONCILE_EVERY_S = 20.0
 RECONCILE_SHARE = 200  # at most half a percent of the time is spent looking
 EXPIRE_EVERY_S = 3600.0
 TRASH_GLOB = "job.*"
+MANY_JOBS = 10_000
 
 
 class Upkeep:
@@ -51,6 +53,9 @@ class Upkeep:
 
     async def _reconcile(self) -> None:
         found = await self._desk.ask(lambda queue: queue.reconcile())
+        if self._desk.counts.get("waiting", 0) > MANY_JOBS:
+            # What the look allocated goes back to the system; glibc would keep it for itself.
+            await asyncio.to_thread(ctypes.CDLL(None).malloc_trim, 0)
         for finding in found:
             job = finding.job_id or None
             self._teller.say("warning", "queue", finding.text, kind=finding.kind, job=job)
