@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from trainer_tui.tui.glyphs import Glyphs
 from trainer_tui.tui.ink import Line, Row
@@ -110,6 +111,15 @@ def envelope(
     return tuple(out)
 
 
+def snapped(low: float, high: float, dots: int) -> float:
+    """`high`, or a little more: it moves by whole dots, so that a chart that grows by a step a
+    second stays as it is for most of them."""
+    if high <= low:
+        return high
+    unit = 2.0 ** math.floor(math.log2((high - low) / dots))
+    return low + math.ceil((high - low) / unit) * unit
+
+
 def axes_for(series: Sequence[Series], x_low: float, x_high: float, log: bool) -> Axes:
     """Round limits around what is inside the window; outliers of more than 20 % are cut off."""
     values = sorted(y for item in series for x, y in item.points if x_low <= x <= x_high)
@@ -124,7 +134,11 @@ def axes_for(series: Sequence[Series], x_low: float, x_high: float, log: bool) -
         low, high = low - 0.05 * max(abs(low), 0.1), high + 0.05 * max(abs(high), 0.1)
     pad = 0.04 * (high - low)
     floor = low - pad if low - pad > 0 or low < 0 else low * 0.9 if log else 0.0
-    return Axes(x_low, x_high, max(floor, 1e-9) if log else floor, high + pad, log)
+    if log:
+        return Axes(x_low, x_high, max(floor, 1e-9), high + pad, log)
+    unit = 2.0 ** math.floor(math.log2(high + pad - floor) - 5)  # the axis stands still in noise
+    floor, top = math.floor(floor / unit) * unit, math.ceil((high + pad) / unit) * unit
+    return Axes(x_low, x_high, floor, top, log)
 
 
 def y_labels(axes: Axes, height: int) -> dict[int, str]:
@@ -147,29 +161,35 @@ def y_labels(axes: Axes, height: int) -> dict[int, str]:
 
 def braille(series: Series, axes: Axes, width: int, height: int) -> list[str]:
     """One series as `height` lines of braille (blank where nothing is), drawn by plotext."""
-    points = [(x, y) for x, y in series.points if axes.x_low <= x <= axes.x_high]
-    if not points:
-        return [" " * width] * height
+    dots: list[tuple[int, int]] = []
+    for x, y in series.points:
+        if axes.x_low <= x <= axes.x_high:
+            row = axes.row(min(max(y, axes.y_low), axes.y_high), 4 * height)
+            dots.append((axes.column(x, 2 * width), 4 * height - 1 - row))
+    return list(_drawn(tuple(dict.fromkeys(dots)), width, height))
+
+
+@lru_cache(maxsize=16)
+def _drawn(dots: tuple[tuple[int, int], ...], width: int, height: int) -> tuple[str, ...]:
+    """A line through dots (from the lower left), two a cell across and four a cell up."""
+    if not dots:
+        return (" " * width,) * height
     from plotext import figure
 
-    xs, ys = [x for x, _ in points], [min(max(y, axes.y_low), axes.y_high) for _, y in points]
-    low, high = axes.y_low, axes.y_high
-    if axes.log:
-        ys, low, high = [math.log(y) for y in ys], math.log(low), math.log(high)
-    if len(points) == 1:
+    xs, ys = [x for x, _ in dots], [y for _, y in dots]
+    if len(dots) == 1:
         xs, ys = xs * 2, ys * 2
     figure.clear.data()
     figure.clear.settings()
     figure.plot_size(width, height)
     figure.axes(False)
-    for name, ends in (("x", (axes.x_low, axes.x_high)), ("y", (low, high))):
+    for name, last in (("x", 2 * width - 1), ("y", 4 * height - 1)):
         figure.ruler(name).ticks([])
-        figure.ruler(name).lim(*ends)
+        figure.ruler(name).lim(0, last)
     figure.draw(figure.signal(xs, ys, marker="braille").lines(True))
-    lines = figure.build().string(colorless=True).split("\n")
-    return [line.ljust(width)[:width] for line in lines[:height]] + [" " * width] * (
-        height - len(lines)
-    )
+    lines = figure.build().string(colorless=True).split("\n")[:height]
+    blank = [" " * width] * (height - len(lines))
+    return tuple([line.ljust(width)[:width] for line in lines] + blank)
 
 
 def dotted(series: Series, axes: Axes, width: int, height: int, sign: str) -> list[str]:

@@ -7,7 +7,7 @@ import math
 from textual import events
 
 from trainer_tui.tui import figures
-from trainer_tui.tui.chart import Series, axes_for, bucketed, plot
+from trainer_tui.tui.chart import Series, axes_for, bucketed, plot, snapped
 from trainer_tui.tui.ink import Line, Row
 from trainer_tui.tui.panels.base import FramedPanel
 from trainer_tui.tui.panels.loss import window_of
@@ -51,6 +51,7 @@ class ExtraChart(FramedPanel, can_focus=False):
         ):
             return self._chart
         low, high = window_of(app.loss.look, app.view.curves)
+        high = snapped(low, high, 2 * width)
         values = [(p.step, p.mean) for p in points if p.mean is not None and math.isfinite(p.mean)]
         series = Series("mark", bucketed(values, low, high, width))
         if not series.points:

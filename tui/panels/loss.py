@@ -13,7 +13,17 @@ from dataclasses import dataclass, replace
 from textual import events
 
 from trainer_tui.tui import figures
-from trainer_tui.tui.chart import Axes, Mark, Series, axes_for, bucketed, envelope, plot, smoothed
+from trainer_tui.tui.chart import (
+    Axes,
+    Mark,
+    Series,
+    axes_for,
+    bucketed,
+    envelope,
+    plot,
+    smoothed,
+    snapped,
+)
 from trainer_tui.tui.glyphs import Glyphs, sparkline
 from trainer_tui.tui.ink import Line, Row, fit
 from trainer_tui.tui.panels.base import FramedPanel
@@ -180,6 +190,7 @@ def chart_rows(view: View, look: Look, width: int, height: int, glyphs: Glyphs) 
     side = READOUT_CELLS + 3 if width >= 58 else 0
     body = width - side
     low, high = window_of(look, view.curves)
+    high = snapped(low, high, 2 * body)
     series = curves_of(view, look, low, high, body)
     axes = axes_for(series, low, high, look.log)
     rows = plot(series, axes, marks_of(view, glyphs), body, height, glyphs, look.cursor)
