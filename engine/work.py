@@ -19,7 +19,7 @@ from trainer_tui.engine import incidents, rng
 from trainer_tui.engine.evaluate import Evaluator, Result, Series
 from trainer_tui.engine.feed import Job
 from trainer_tui.engine.incidents import Incident
-from trainer_tui.engine.metrics import Sink
+from trainer_tui.engine.metrics import Sink, memory_figures
 from trainer_tui.engine.schedule import Position, learning_rate
 from trainer_tui.engine.session import Boundary, Session
 from trainer_tui.engine.step import PendingStep, StepFigures
@@ -155,6 +155,7 @@ class Work:
             f"{session.stepper.micro_batch_tokens} tokens, the updates stay the same",
             micro_batch_tokens=session.stepper.micro_batch_tokens,
             problem=str(problem).splitlines()[0],
+            **memory_figures(session.device),
         )
         self._on_oom()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
@@ -154,3 +155,17 @@ def test_a_watch_survives_json_with_its_infinities() -> None:
 
     watch = steady().of_job(3)
     assert Watch.from_dict(json.loads(json.dumps(watch.as_dict()))) == watch
+
+
+def test_a_missing_tensorboard_is_a_note_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from trainer_tui.engine.metrics import open_sinks
+
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    sinks, note = open_sinks(True, tmp_path)
+    assert sinks == [] and "pip install tensorboard" in note
+    assert open_sinks(False, tmp_path) == ([], "")
