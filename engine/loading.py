@@ -120,7 +120,7 @@ def load(
     progress, state = Progress(), dict[str, Any]()
     if newest is not None:
         _same_tokenizer(newest, identity)
-        progress, state = _resume(newest, optimizer, device, notes)
+        progress, state = _resume(newest, optimizer, precision, device, notes)
     return Loaded(
         model=model,
         optimizer=optimizer,
@@ -201,7 +201,11 @@ def _same_tokenizer(newest: Newest, identity: Identity) -> None:
 
 
 def _resume(
-    newest: Newest, optimizer: MasterAdamW, device: torch.device, notes: list[str]
+    newest: Newest,
+    optimizer: MasterAdamW,
+    precision: PrecisionPlan,
+    device: torch.device,
+    notes: list[str],
 ) -> tuple[Progress, dict[str, Any]]:
     folder, sealed = newest.folder, newest.manifest
     progress = from_manifest(sealed, folder.name)
@@ -217,9 +221,15 @@ def _resume(
             f"{folder.name} has no {lacking}, and does not say that it is weights only",
             "restore a version: trainer-tui versions list, then trainer-tui versions restore vNNN",
         )
-    saved = load_file(folder / OPTIMIZER, device=str(device))
-    optimizer.load_state_tensors(saved)
     state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+    trained = state.get("precision", precision.name)
+    if trained != precision.name:
+        raise Refused(
+            f"{folder.name} was trained with precision {trained}, and {precision.name} would now "
+            "be used: its optimizer does not fit",
+            f'set precision = "{trained}", or restore a version without its optimizer',
+        )
+    optimizer.load_state_tensors(load_file(folder / OPTIMIZER, device=str(device)))
     notes += rng.restore(state.get("rng", {}), state.get("device", "cpu"), device)
     return progress, state
 

@@ -25,6 +25,7 @@ from trainer_tui.engine.progress import Progress
 from trainer_tui.engine.schedule import Schedule
 from trainer_tui.engine.step import Stepper
 from trainer_tui.safety.config import Config
+from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.heartbeat import HeartbeatWriter
 from trainer_tui.safety.messages import Said
 from trainer_tui.safety.workspace import Workspace
@@ -82,9 +83,14 @@ class Session:
         """Take up what `state_of` wrote; nothing to take up after a weights-only restore."""
         if "watch" in state:
             self.watch = Watch.from_dict(state["watch"])
-        self.pinned = {
-            int(job): Pinned.from_dict(values) for job, values in state.get("pinned", {}).items()
-        }
+        try:
+            pinned = state.get("pinned", {})
+            self.pinned = {int(job): Pinned.from_dict(values) for job, values in pinned.items()}
+        except (TypeError, KeyError, ValueError) as problem:
+            raise Corrupt(
+                f"the options of a started file cannot be read: {problem}",
+                "go on with the version of trainer-tui that started the file",
+            ) from None
 
     @property
     def schedule(self) -> Schedule:

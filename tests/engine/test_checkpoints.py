@@ -170,6 +170,24 @@ def test_a_checkpoint_without_optimizer_that_does_not_say_so_is_refused(
     assert driver.wait_end() == 1
 
 
+def test_another_precision_is_refused_with_what_to_set(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver()
+    driver.add_job(toy_rows(10, 1))
+    driver.run_until_done()
+    newest = driver.newest()
+    assert newest is not None
+    path = writable(newest.folder / "trainer_state.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "master"}))
+    files = [entry for entry in newest.manifest.files if entry.role != "state"]
+    reseal(newest.folder, files=[*files, checkpoints.entry_for(newest.folder, path.name, "state")])
+    driver.start()
+    failed = driver.wait_for(Failed)
+    assert failed.error_class == "config" and 'set precision = "master"' in failed.hint
+    assert driver.wait_end() == 1
+
+
 def test_weights_only_says_so_and_warms_up_again(make_driver: Callable[..., Driver]) -> None:
     driver = make_driver(warmup_steps=4)
     driver.add_job(toy_rows(40, 1))
