@@ -28,18 +28,26 @@ _PINNED_DAY = (
 )
 
 
+SHORT_CHARACTERS = 1 << 16  # texts up to this are always tokenised whole
+LONG_TOKEN = 12  # characters; few texts have more on average
+
+
 class TemplateRefused(Exception):
     """The template raised its own exception for this conversation; the text says which."""
 
 
 class Encoded:
-    """The tokens of one text, and where a range of its characters is among them."""
+    """The tokens of one text, and where a range of its characters is among them.
 
-    __slots__ = ("_encoding", "ids")
+    `characters`: how much of the text was tokenised, from its start.
+    """
 
-    def __init__(self, encoding: Any) -> None:
+    __slots__ = ("_encoding", "characters", "ids")
+
+    def __init__(self, encoding: Any, characters: int) -> None:
         self._encoding = encoding
         self.ids: Sequence[int] = encoding.ids
+        self.characters = characters
 
     def tokens_of(self, start: int, end: int) -> tuple[int, int]:
         """The tokens that share a character with `text[start:end]`, as a range.
@@ -48,6 +56,7 @@ class Encoded:
         one that has to be produced. Asking the tokenizer for the two ends is many times quicker
         than fetching the place of every token (of which it makes a tuple each).
         """
+        end = min(end, self.characters)
         first = self._first_with(start, end)
         if first is None:
             return 0, 0
@@ -181,10 +190,24 @@ class ChatTokenizer:
     def has_generation_markers(self) -> bool:
         return "endgeneration" in self.template
 
-    def encode_batch(self, texts: list[str]) -> list[Encoded]:
-        """Tokens and their places, on all cores. Nothing is added, nothing cut."""
+    def encode_batch(self, texts: list[str], enough: int | None = None) -> list[Encoded]:
+        """Tokens and their places, on all cores. Nothing is added.
+
+        Args:
+            enough: of a text that has more tokens than this, only a beginning that shows so needs
+                to be tokenised. A token takes about 250 bytes here, so that rows of megabytes
+                would take gigabytes.
+        """
+        limit = None if enough is None else max(SHORT_CHARACTERS, enough * LONG_TOKEN)
+        found = self._encode([text[:limit] for text in texts])
+        for at, text in enumerate(texts):
+            if limit is not None and len(text) > limit and len(found[at].ids) <= (enough or 0):
+                found[at] = self._encode([text])[0]  # of unusually long tokens
+        return found
+
+    def _encode(self, texts: list[str]) -> list[Encoded]:
         found = self.backend.encode_batch(texts, add_special_tokens=False)
-        return [Encoded(encoding) for encoding in found]
+        return [Encoded(one, len(text)) for one, text in zip(found, texts, strict=True)]
 
     def count_batch(self, texts: list[str]) -> list[int]:
         """Tokens in each text, without offsets (quicker)."""

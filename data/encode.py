@@ -14,7 +14,7 @@ from trainer_tui.data.template import ChatTemplate, EncodedRow
 from trainer_tui.safety import config
 
 BATCH_ROWS = 512
-BATCH_CHARACTERS = 4 << 20
+BATCH_CHARACTERS = 1 << 19  # about 130,000 tokens, of about 250 bytes each while they are made
 
 
 def limits_of(intake: config.Intake) -> Limits:

@@ -7,6 +7,7 @@ markers; otherwise the answer is a RowProblem.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from trainer_tui.data.chat_tokenizer import ChatTokenizer, TemplateRefused
@@ -15,6 +16,8 @@ from trainer_tui.data.rows import Conversation, RowProblem
 
 Range = tuple[int, int]
 _SHAPES_KEPT = 512
+_LONG_SHAPE = 200  # roles; longer ones are rare and not kept
+_PER_TURN_CHARACTERS = 32 << 20
 _FOLLOW_HINT = "use a template that keeps the turns as they are, or leave the row out"
 
 
@@ -75,7 +78,10 @@ class SpanFinder:
                 self._shapes.clear()
             marks = [sentinel(at) for at in range(len(roles))]
             messages = [{"role": r, "content": mark} for r, mark in zip(roles, marks, strict=True)]
-            self._shapes[roles] = cut_at(self._tokenizer.render(messages), marks)
+            shape = cut_at(self._tokenizer.render(messages), marks)
+            if len(roles) > _LONG_SHAPE:
+                return shape
+            self._shapes[roles] = shape
         return self._shapes[roles]
 
     def header(self) -> str:
@@ -127,6 +133,9 @@ class SpanFinder:
 
     def _per_turn(self, messages: list[dict[str, str]]) -> list[Rendering]:
         ends = [at + 1 for at, message in enumerate(messages) if message["role"] == "assistant"]
+        characters = sum(len(message["content"]) for message in messages)
+        if len(ends) > 1 and characters * len(ends) // 2 > _PER_TURN_CHARACTERS:
+            raise _Lost("the chat template rewrites earlier turns, and the row has too many")
         try:
             return [self._last_turn(messages[:end]) for end in ends]
         except _Lost:
@@ -190,6 +199,9 @@ class SpanFinder:
         return Rendering(text, tuple(supervised), (), contents)
 
 
+_SENTINEL = re.compile("Qzxj[0-9]{6,}Vkwq")
+
+
 def sentinel(at: int) -> str:
     """A word no template and no row contains; letters only, so that nothing trims it."""
     return f"Qzxj{at:06d}Vkwq"
@@ -206,17 +218,9 @@ def variants(content: str) -> tuple[str, ...]:
 
 def cut_at(text: str, marks: list[str]) -> list[str] | None:
     """The pieces around the marks; None unless each stands there once and in order."""
-    pieces, position = [], 0
-    for mark in marks:
-        if text.count(mark) != 1:
-            return None
-        at = text.find(mark, position)
-        if at < 0:
-            return None
-        pieces.append(text[position:at])
-        position = at + len(mark)
-    pieces.append(text[position:])
-    return pieces
+    if _SENTINEL.findall(text) != marks:
+        return None
+    return _SENTINEL.split(text)
 
 
 def follow(text: str, shape: list[str], contents: tuple[str, ...]) -> list[Range] | None:

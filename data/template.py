@@ -9,8 +9,9 @@ becomes an example of its own, or the row is refused; never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ class ChatTemplate:
         """The same for many rows, tokenised on all cores; a bad row is a problem, not a raise."""
         found = [self._spans.find(conversation, options) for conversation in conversations]
         texts = [r.text for f in found if not isinstance(f, RowProblem) for r in f]
-        encoded = iter(self.tokenizer.encode_batch(texts))
+        encoded = iter(self.tokenizer.encode_batch(texts, enough=options.max_length))
         rows = []
         for conversation, renderings in zip(conversations, found, strict=True):
             if isinstance(renderings, RowProblem):
@@ -112,10 +113,12 @@ class ChatTemplate:
         pairs: list[tuple[Rendering, Encoded]],
         options: TokenOptions,
     ) -> EncodedRow:
-        documents, injected, control = [], 0, 0
+        documents, tokens, supervised, injected, control = [], 0, 0, 0, 0
         for rendering, encoded in pairs:
             document, extra = _document(rendering, encoded, options)
             documents.append(document)
+            counted = _counted(document, rendering, encoded)
+            tokens, supervised = tokens + counted[0], supervised + counted[1]
             injected += extra
             control += self._control_tokens(rendering)
         first = documents[0].ids
@@ -125,8 +128,8 @@ class ChatTemplate:
         return EncodedRow(
             conversation,
             tuple(document for document in kept if document.mask.any()),
-            tokens=sum(len(document.ids) for document in documents),
-            supervised=sum(document.supervised for document in documents),
+            tokens=tokens,
+            supervised=supervised,
             over_length=over,
             per_turn=len(documents) > 1 or pairs[0][0].alone,
             injected_tokens=injected,
@@ -162,23 +165,14 @@ class ChatTemplate:
         system = messages[:1] if messages[0].role == "system" else ()
         turns = messages[len(system) :]
         exchanges = [turns[at : at + 2] for at in range(0, len(turns), 2)]
-        whole = _with_lengths_unlimited(options)
-        documents: list[Document] = []
-        start = 0
-        while start < len(exchanges):
-            best: tuple[int, list[Document]] | None = None
-            for end in range(start + 1, len(exchanges) + 1):
-                window = system + sum(exchanges[start:end], ())
-                row = self.encode_batch([Conversation(window, conversation.line)], whole)[0]
-                if row.problem or any(len(d.ids) > options.max_length for d in row.documents):
-                    break
-                best = end, list(row.documents)
-            if best is None:  # this exchange alone is too long: it is left out
-                start += 1
-                continue
-            start, fitting = best
-            documents += fitting
-        return documents
+        alone = replace(options, long_rows="drop")
+
+        def window(start: int, end: int) -> list[Document] | None:
+            shown = system + tuple(itertools.chain.from_iterable(exchanges[start:end]))
+            row = self.encode_batch([Conversation(shown, conversation.line)], alone)[0]
+            return None if row.problem or row.over_length else list(row.documents)
+
+        return windows(len(exchanges), window)
 
     def check(self) -> TemplateReport:
         """Whether this template can be trained on at all.
@@ -191,13 +185,42 @@ class ChatTemplate:
         return check(self)
 
 
-def _with_lengths_unlimited(options: TokenOptions) -> TokenOptions:
-    return TokenOptions(
-        max_length=1 << 40,
-        long_rows="drop",
-        injected_tokens=options.injected_tokens,
-        rewritten_turns=options.rewritten_turns,
-    )
+def windows(count: int, window: Callable[[int, int], list[Document] | None]) -> list[Document]:
+    """Cut `range(count)` into the fewest runs that fit, from the left.
+
+    Args:
+        window: the documents of [start, end), None when they do not fit. An item that does not
+            fit alone is left out. Asked O(log n) times a run: doubling, then halving.
+    """
+    documents: list[Document] = []
+    start = 0
+    while start < count:
+        fits, too_many, best = start, count + 1, list[Document]()
+        reach = 1
+        while fits + 1 < too_many:
+            end = min(start + reach, count) if too_many > count else (fits + too_many) // 2
+            found = window(start, end)
+            if found is None:
+                too_many = end
+            else:
+                fits, best = end, found
+                reach *= 2
+                if end == count:
+                    break
+        documents += best
+        start = max(fits, start + 1)
+    return documents
+
+
+def _counted(document: Document, rendering: Rendering, encoded: Encoded) -> tuple[int, int]:
+    """Tokens and supervised tokens of the whole text; estimated where only its beginning was
+    tokenised."""
+    tokens = len(document.ids)
+    if encoded.characters >= len(rendering.text):
+        return tokens, document.supervised
+    tokens = round(tokens * len(rendering.text) / encoded.characters)
+    characters = sum(end - start for start, end in rendering.supervised)
+    return tokens, round(tokens * characters / len(rendering.text))
 
 
 def _document(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from trainer_tui.data import toy_chats
@@ -74,9 +75,38 @@ def _trained(special: tuple[str, ...]) -> str:
     return str(tokenizer.to_str())
 
 
-def write_model_folder(folder: Path, family: Family, template: str | None = None) -> Path:
+@functools.cache
+def _trained_on_pieces(special: tuple[str, ...], prepended: bool) -> str:
+    """As Llama 2, Mistral and Gemma have it: spaces as ▁, bytes for what is not in the vocabulary.
+
+    With `prepended` a normaliser puts one ▁ before the text, so places shift against characters.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    replace = normalizers.Replace(" ", "▁")
+    steps = [normalizers.Prepend("▁"), replace] if prepended else [replace]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    pieces = [f"<0x{value:02X}>" for value in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["<unk>", *special, *pieces], show_progress=False
+    )
+    tokenizer.train_from_iterator(toy_chats.generate(rows_per_file=60).texts(), trainer)
+    saved = json.loads(tokenizer.to_str())
+    saved["added_tokens"] = [one for one in saved["added_tokens"] if one["content"] not in pieces]
+    return json.dumps(saved)
+
+
+def write_model_folder(
+    folder: Path, family: Family, template: str | None = None, kind: str = "bytes"
+) -> Path:
+    if kind == "bytes":
+        text = _trained(family.special)
+    else:
+        text = _trained_on_pieces(family.special, kind == "prepended")
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained(family.special)),
+        tokenizer_object=Tokenizer.from_str(text),
         eos_token=family.eos,
         pad_token=family.pad,
         bos_token=family.bos,
@@ -93,15 +123,16 @@ def families() -> tuple[Family, ...]:
 
 @pytest.fixture(scope="session")
 def load_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ChatTemplate]:
-    """`load_family("qwen3")`, or with a template text of one's own on a family's tokens."""
-    made: dict[tuple[str, str | None], ChatTemplate] = {}
+    """`load_family("qwen3")`, or with a template text of one's own on a family's tokens; `kind` of
+    tokenizer is bytes, pieces or prepended."""
+    made: dict[tuple[str, str | None, str], ChatTemplate] = {}
 
-    def load(name: str, template: str | None = None) -> ChatTemplate:
-        key = (name, template)
+    def load(name: str, template: str | None = None, kind: str = "bytes") -> ChatTemplate:
+        key = (name, template, kind)
         if key not in made:
             family = next(one for one in FAMILIES if one.name == name)
             folder = tmp_path_factory.mktemp(name)
-            made[key] = ChatTemplate.load(write_model_folder(folder, family, template))
+            made[key] = ChatTemplate.load(write_model_folder(folder, family, template, kind))
         return made[key]
 
     return load

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer_tui.data import chat_tokenizer
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.rows import Conversation, Message
-from trainer_tui.data.template import ChatTemplate, Document
+from trainer_tui.data.template import ChatTemplate, Document, windows
 from trainer_tui.safety.errors import DataProblem
 
 Load = Callable[..., ChatTemplate]
@@ -45,11 +48,12 @@ def stop_of(families, name: str) -> str:
     return next(family.stop for family in families if family.name == name)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "prepended"])
 @pytest.mark.parametrize("name", NAMES)
 def test_all_answers_and_their_stop_tokens_train_and_nothing_else(
-    name: str, load_family: Load, families
+    name: str, kind: str, load_family: Load, families
 ) -> None:
-    template = load_family(name)
+    template = load_family(name, kind=kind)
     row = chat("What is 1 + 2?", "1 + 2 = 3.", "Über wen? 🦉", "Tom ist eine Eule 🦉!")
     (document,) = template.encode(row, OPTIONS)
     stop = stop_of(families, name)
@@ -232,15 +236,16 @@ def test_control_tokens_in_a_rows_own_text_are_counted(load_family: Load) -> Non
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(NAMES),
+    st.sampled_from(("bytes", "pieces", "prepended")),
     st.lists(
         st.text(st.sampled_from("ab é🦉\n 1<"), min_size=1, max_size=12).filter(str.strip),
         min_size=2,
         max_size=4,
     ).filter(lambda texts: len(texts) % 2 == 0),
 )
-def test_the_mask_is_that_of_every_tokens_place(load_family: Load, name: str, texts) -> None:
+def test_the_mask_is_that_of_every_tokens_place(load_family: Load, name, kind, texts) -> None:
     """Against the plain definition: a token counts when it shares a character with a range."""
-    template = load_family(name)
+    template = load_family(name, kind=kind)
     row = chat(*texts)
     (document,) = template.encode(row, OPTIONS)
     (rendering,) = template._spans.find(row, OPTIONS)
@@ -268,6 +273,74 @@ def test_long_rows_follow_the_chosen_policy(load_family: Load) -> None:
         "Be brief." in template.tokenizer.decode(document.ids) for document in split.documents
     )
     assert sum(document.supervised for document in split.documents) == whole.supervised
+
+
+def test_a_row_of_megabytes_is_judged_by_its_beginning(load_family: Load) -> None:
+    """It would take a gigabyte to tokenise whole; what is kept of it is the same."""
+    template = load_family("chatml")
+    row = chat("What is 1 + 1? " * 100_000, "1 + 1 = 2. " * 100_000)
+    tracemalloc.start()
+    start = time.process_time()
+    dropped = template.encode_batch([row], TokenOptions(256))[0]
+    cut = template.encode_batch([row], TokenOptions(256, "truncate", injected_tokens="train"))[0]
+    took_s = time.process_time() - start
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert dropped.over_length and not dropped.documents and not cut.documents
+    sample = template.encode_batch([chat("What is 1 + 1? " * 100, "1 + 1 = 2. " * 100)], OPTIONS)[0]
+    assert dropped.tokens == pytest.approx(1000 * sample.tokens, rel=0.2)
+    assert dropped.supervised == pytest.approx(1000 * sample.supervised, rel=0.2)
+    assert peak < 40 << 20 and took_s < 2
+    answer = chat("Hi", "1 + 1 = 2. " * 100_000)
+    (document,) = template.encode(answer, TokenOptions(256, "truncate"))
+    whole = template.encode(chat("Hi", "1 + 1 = 2. " * 1000), TokenOptions(1 << 20))[0]
+    assert document.ids.tolist() == whole.ids[:256].tolist()
+    assert document.mask.tolist() == whole.mask[:256].tolist()
+
+
+def test_a_long_text_of_few_tokens_is_tokenised_whole(
+    load_family: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = load_family("chatml")
+    row = chat("What is 1 + 1? " * 10, "1 + 1 = 2. " * 10)
+    whole = template.encode_batch([row], OPTIONS)[0]
+    monkeypatch.setattr(chat_tokenizer, "SHORT_CHARACTERS", 10)
+    monkeypatch.setattr(chat_tokenizer, "LONG_TOKEN", 1)
+    again = template.encode_batch([row], TokenOptions(whole.tokens))[0]
+    assert again.documents[0].ids.tolist() == whole.documents[0].ids.tolist()
+    assert again.documents[0].mask.tolist() == whole.documents[0].mask.tolist()
+    assert (again.tokens, again.supervised) == (whole.tokens, whole.supervised)
+
+
+@given(st.lists(st.integers(1, 12), max_size=40))
+def test_windows_are_the_fewest_that_fit(sizes: list[int]) -> None:
+    asked = []
+
+    def window(start: int, end: int) -> list[tuple[int, int]] | None:
+        asked.append((start, end))
+        return [(start, end)] if sum(sizes[start:end]) <= 10 else None
+
+    greedy, start = [], 0
+    while start < len(sizes):
+        end = start
+        while end < len(sizes) and sum(sizes[start : end + 1]) <= 10:
+            end += 1
+        if end > start:
+            greedy.append((start, end))
+        start = max(end, start + 1)
+    assert windows(len(sizes), window) == greedy
+    assert len(asked) <= 8 * len(greedy) + len(sizes)
+
+
+def test_a_row_of_thousands_of_turns_takes_no_ages(load_family: Load) -> None:
+    turns = ["a", "b"] * 10_000
+    start = time.process_time()
+    some = chat(*turns[:2000])
+    row = load_family("chatml").encode_batch([some], TokenOptions(512, "split_turns"))[0]
+    thinking = load_family("qwen3").encode_batch([chat(*turns[:-1], "<think>x</think>y")], OPTIONS)
+    assert time.process_time() - start < 10
+    assert row.over_length and sum(d.supervised for d in row.documents) == 2000
+    assert "too many" in thinking[0].problem.reason
 
 
 def test_a_missing_tokenizer_or_template_is_a_sentence(tmp_path: Path) -> None:
