@@ -100,7 +100,7 @@ ACTIONS: tuple[Action, ...] = (
            can.waiting_job, changes=True, scope=_Q, guard="undoable", hidden=True),
     Action("remove", ("x",), "Remove", "Remove the job; its file is kept in the trash",
            do.remove, can.removable, changes=True, scope=_Q, guard="undoable"),
-    Action("retry", ("r",), "Retry", "Retry a failed or blocked job, with the fix offered",
+    Action("retry", ("r",), "Retry", "Retry a failed job, with the fix; or train a done one again",
            do.retry, can.retriable, changes=True, scope=_Q, guard="undoable"),
     Action("hold", ("h",), "Hold", "Hold the job back, or let it go", do.hold,
            can.waiting_job, changes=True, scope=_Q, guard="undoable"),

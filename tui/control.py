@@ -54,6 +54,7 @@ from trainer_tui.tui.view import (
 PAINT_S = 1.0
 SOON_S = 0.05
 NOTICE_S = 8.0
+DISK_TICKS = 60  # how often the disk's forecast is read
 BURST_S = 0.012
 REST_S = 0.15
 MOUSE_QUIET = "\x1b[?1003l\x1b[?1002h"
@@ -201,6 +202,8 @@ class TrainerApp(Stage):
         if self._ticks % 10 == 0:
             self.bytes_per_s = (self._written - self._written_before) / (10 * PAINT_S)
             self._written_before = self._written
+        if self._ticks % DISK_TICKS == 2 and isinstance(self.view.link, Live):
+            self.feed.again("disk")
         if self.statusline.notice and self.now_s() > self._notice_until_s:
             self.statusline.notice = None
         self._touched.add(Panel.STATUS)

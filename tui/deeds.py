@@ -174,6 +174,9 @@ async def remove(app: TrainerApp) -> None:
 
 async def retry(app: TrainerApp) -> None:
     job = _job(app)
+    if job.state == "completed":
+        await _again(app, job)
+        return
     error = job.error
     words = (error.message if error else None) or job.summary or "failed"
     options = [("t", "try again", "as it is", None)]
@@ -187,6 +190,14 @@ async def retry(app: TrainerApp) -> None:
     await app.change("POST", f"/v1/jobs/{job.id}/retry", {"accept": choice == "o"})
     app.feed_again("jobs")
     app.say(f"{app.glyphs.check} #{job.id} waits again · u undoes it", "good")
+
+
+async def _again(app: TrainerApp, job: Job) -> None:
+    """A file that was trained, once more, as a new job."""
+    answer = await app.backend.send("POST", f"/v1/jobs/{job.id}/again")
+    made = msgspec.json.decode(answer, type=Job)
+    app.feed_again("jobs")
+    app.say(f"{app.glyphs.check} {printable(made.name, 40)} waits again as #{made.id}", "good")
 
 
 # --- undo, config ---

@@ -18,6 +18,7 @@ from trainer_tui.safety.errors import NoDaemon
 from trainer_tui.tui import reduce as news
 from trainer_tui.tui.remote import Backend, Declined, Event, wait
 from trainer_tui.tui.view import (
+    DiskForecast,
     Evaluated,
     History,
     Jobs,
@@ -107,6 +108,10 @@ class Feed:
         )
         self._post(news.MetricsCame(metrics))
 
+    async def read_disk(self) -> None:
+        forecast = await self._read("/v1/disk", DiskForecast)
+        self._post(news.DiskCame(forecast.seconds_left))
+
     async def _read(self, path: str, kind: type[T], **params: object) -> T:
         answer = await self._backend.get(path, params)
         return msgspec.json.decode(answer, type=kind)
@@ -152,6 +157,7 @@ class Feed:
             "versions": self.read_versions,
             "metrics": self.read_metrics,
             "history": self.read_history,
+            "disk": self.read_disk,
         }
         try:
             while self._again:

@@ -106,6 +106,13 @@ class SettingsCame:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskCame:
+    """How long the disk will last."""
+
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class AwayRead:
     """The strip of what happened meanwhile has been read."""
 
@@ -123,6 +130,7 @@ News = (
     | SaidCame
     | AwayRead
     | SettingsCame
+    | DiskCame
 )
 
 
@@ -160,6 +168,9 @@ def reduce(view: View, news: News) -> tuple[View, Touched]:
             kept = (said, *(old for old in view.said if old.id != said.id))
             touched = frozenset({Panel.EVENTS, Panel.LOSS, Panel.STATUS})
             return replace(view, said=kept[:EVENTS_KEPT]), touched
+        case DiskCame(seconds_left):
+            touched = frozenset({Panel.METERS, Panel.MACHINE})
+            return replace(view, disk_left_s=seconds_left), touched
         case SettingsCame():
             return view, NONE
         case AwayRead():

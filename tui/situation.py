@@ -59,9 +59,9 @@ def retriable(at: Situation) -> str | None:
     if at.job is None:
         return "no job is selected"
     blocked = at.job.state == "waiting" and at.job.verdict == "block"
-    if at.job.state == "failed" or blocked:
+    if at.job.state in ("failed", "completed") or blocked:
         return None
-    return f"#{at.job.id} neither failed nor is blocked"
+    return f"#{at.job.id} neither failed nor is blocked nor done"
 
 
 def has_version(at: Situation) -> str | None:

@@ -218,6 +218,12 @@ class Versions(Document, frozen=True, kw_only=True):
     current_lineage: int | None = None
 
 
+class DiskForecast(Document, frozen=True, kw_only=True):
+    """What the screen wants of `GET /v1/disk`. None: the disk does not fill."""
+
+    seconds_left: float | None = None
+
+
 class ScreenSettings(Document, frozen=True, kw_only=True):
     """The `[screen]` section of config.toml."""
 
@@ -350,6 +356,7 @@ class View:
     away: tuple[Said, ...] = ()  # what happened since the last visit, worst first
     curves: dict[str, tuple[Point, ...]] = field(default_factory=dict)
     machine_past: tuple[Machine, ...] = ()
+    disk_left_s: float | None = None
     heard_at_s: float = 0.0
     sample_at_s: float | None = None
 

@@ -279,6 +279,8 @@ class FakeDaemon:
                     return 200, example_report()
                 case ["config"]:
                     return 200, {"values": {"screen": self.screen}}
+                case ["disk"]:
+                    return 200, {"seconds_left": 9.2 * 86_400}
                 case ["undo"]:
                     return 200, {"undo": self.undo_act, "redo": None}
                 case ["versions", "diff", _, _]:
@@ -365,6 +367,8 @@ class FakeDaemon:
         found = self._find(number)
         if found is None:
             return 404, {"title": "none such", "detail": f"no job {number}", "hint": ""}
+        if deed == "again":
+            return 201, found | {"id": 36, "state": "waiting"}
         if deed == "retry":
             found |= {"state": "waiting", "error": None}
         else:
@@ -398,6 +402,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        """A daemon that died answers nothing, on connections that are still open either."""
+        if self.broken.is_set():
+            self.close_connection = True
+            return False
+        return super().parse_request()
 
     def _reply(self, status: int, document: Any) -> None:
         content = json.dumps(document).encode()

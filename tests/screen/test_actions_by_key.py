@@ -90,6 +90,8 @@ async def test_remove_retry_hold(server: Any, stage: Any) -> None:
         await on.press("o")
         await on.until(lambda: on.asked()[-1][1] == "/v1/jobs/30/retry", "retried")
         assert on.asked()[-1][2] == {"accept": True}
+        await on.press("G", "r")
+        await on.until(lambda: on.asked()[-1][1] == "/v1/jobs/29/again", "a done one again")
 
 
 async def test_checkpoint_version_undo_redo(server: Any, stage: Any) -> None:

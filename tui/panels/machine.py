@@ -9,6 +9,7 @@ from trainer_tui.tui import figures
 from trainer_tui.tui.glyphs import Glyphs, bar, sparkline
 from trainer_tui.tui.ink import Line, Row
 from trainer_tui.tui.panels.base import FramedPanel
+from trainer_tui.tui.panels.meters import FAR_S
 from trainer_tui.tui.view import Gpu, Machine, Panel, View
 
 
@@ -43,7 +44,11 @@ def rows(view: View, width: int, height: int, glyphs: Glyphs) -> list[Row]:
         lines.append(
             Line().add(" swap   ", "dim").add(f"{figures.size(machine.swap_used_bytes)} used")
         )
+    left_s = view.disk_left_s
+    filling = left_s is not None and left_s < FAR_S
     free = f"{figures.size(machine.disk_free_bytes)} free"
+    if filling:
+        free = f"full in {figures.coarse(left_s)}"
     lines.append(
         _line(
             "disk",

@@ -10,6 +10,7 @@ from trainer_tui.tui.view import Gpu, Machine, View
 
 HOT_C = 85
 FULL = 0.9
+FAR_S = 60 * 86_400
 
 
 def rows(view: View, width: int, glyphs: Glyphs) -> list[Row]:
@@ -20,7 +21,7 @@ def rows(view: View, width: int, glyphs: Glyphs) -> list[Row]:
     if machine.gpus:
         parts += _gpus(machine.gpus)
     parts.append(_share("RAM", machine.memory_used_bytes, machine.memory_total_bytes))
-    parts += [_disk(machine), _free(machine)]
+    parts += [_disk(machine), _free(machine, view.disk_left_s)]
     if not machine.gpus:
         parts.append(Line().add("no GPU", "dim"))
     line = Line().add(" ")
@@ -80,7 +81,11 @@ def _disk(machine: Machine) -> Line:
     return _share("DISK", machine.disk_used_bytes, machine.disk_total_bytes)
 
 
-def _free(machine: Machine) -> Line:
+def _free(machine: Machine, left_s: float | None) -> Line:
+    """The time until the disk is full when it is filling, else the room that is free."""
+    if left_s is not None and left_s < FAR_S:
+        role = "bad" if left_s < 86_400 else "warn" if left_s < 3 * 86_400 else "dim"
+        return Line().add(f"({figures.coarse(left_s)} left)", role)
     if machine.disk_free_bytes is None:
         return Line()
     return Line().add(f"{figures.size(machine.disk_free_bytes)} free", "dim")
