@@ -289,7 +289,7 @@ def test_a_row_of_megabytes_is_judged_by_its_beginning(load_family: Load) -> Non
     assert dropped.over_length and not dropped.documents and not cut.documents
     sample = template.encode_batch([chat("What is 1 + 1? " * 100, "1 + 1 = 2. " * 100)], OPTIONS)[0]
     assert dropped.tokens == pytest.approx(1000 * sample.tokens, rel=0.2)
-    assert dropped.supervised == pytest.approx(1000 * sample.supervised, rel=0.2)
+    assert dropped.supervised == pytest.approx(1000 * sample.supervised, rel=0.3)
     assert peak < 40 << 20 and took_s < 2
     answer = chat("Hi", "1 + 1 = 2. " * 100_000)
     (document,) = template.encode(answer, TokenOptions(256, "truncate"))

@@ -118,7 +118,7 @@ def take_all(workspace: Workspace, queue: Queue, context: Context) -> None:
 def test_a_file_is_never_lost_or_doubled_on_its_way_through_the_queue(
     fresh: Callable[[], Workspace], context: Context, toys
 ) -> None:
-    files = {file.name: "\n".join(file.lines).encode() for file in toys.files[:2]}
+    files = {file.name: "\n".join(file.lines[:3]).encode() for file in toys.files[:2]}
     hashes: dict[str, str] = {}
 
     def prepare() -> Workspace:
