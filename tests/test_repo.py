@@ -121,3 +121,15 @@ def test_docs_have_no_paths_of_one_machine() -> None:
         path = ROOT / name
         if path.suffix in (".md", ".py", ".toml", ".service") and path.is_file():
             assert not re.search(r"(^|[^a-z.])/(work|root)/", path.read_text()), name
+
+
+def test_the_readme_shows_the_keys_of_the_action_table() -> None:
+    command = [sys.executable, "-P", "-m", "trainer_tui.tui.actions"]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_links_to_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    linked = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"`((?:docs|tests)/[^`*]+)`", text)
+    assert [name for name in linked if not (ROOT / name).exists()] == []

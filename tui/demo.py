@@ -60,7 +60,7 @@ class Chat:
     priority: str
 
 
-def run(folder: Path, *, headless: bool) -> int:
+def run(folder: Path, *, headless: bool, rows: int = ROWS) -> int:
     """Make and run the demo. Returns the exit code: 0 when everything was learned."""
     headless = headless or not sys.stdout.isatty()
     root = folder.expanduser().absolute()
@@ -69,7 +69,7 @@ def run(folder: Path, *, headless: bool) -> int:
         print(f"a demo runs in {root}: attaching")
     else:
         _clear(space)
-        chats = _build(space)
+        chats = _build(space, rows)
         base = _exact_match(space, root / "models" / "base") if headless else None
         ensure_daemon(space)
         if headless:
@@ -93,14 +93,14 @@ def _clear(space: Workspace) -> None:
     shutil.rmtree(space.root)
 
 
-def _build(space: Workspace) -> list[Chat]:
+def _build(space: Workspace, rows: int) -> list[Chat]:
     print(f"building a tiny model and chats in {space.root} …", flush=True)
     durable.make_directory(space.root, 0o755)
     (space.root / MARK).touch()
     make_workspace(space.root, **SETTINGS)
     folder = space.root / "chats"
     told = _child(
-        "trainer_tui.data.toy_chats", str(folder), "--seed", str(SEED), "--rows", str(ROWS)
+        "trainer_tui.data.toy_chats", str(folder), "--seed", str(SEED), "--rows", str(rows)
     )
     _child("trainer_tui.engine.toy_model", "build", str(space.root / "models" / "base"))
     chats = []

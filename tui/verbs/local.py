@@ -64,11 +64,12 @@ def demo(
     headless: Annotated[
         bool, typer.Option("--headless", help="No screen: progress lines.")
     ] = False,
+    rows: Annotated[int, typer.Option(min=50, help="Rows of the longest file.")] = 1000,
 ) -> None:
     """Watch a tiny model learn syllogisms and sums, in about three minutes."""
     from trainer_tui.tui import demo as show
 
-    raise typer.Exit(show.run(folder, headless=headless))
+    raise typer.Exit(show.run(folder, headless=headless, rows=rows))
 
 
 def logs(
