@@ -1,15 +1,19 @@
 #!/bin/sh
-# Source this where the package is not installed but torch is: `. benchmarks/device_setup.sh`.
-# It makes `trainer_tui` importable from the checkout and installs wheels found in .whl/.
+# Source this where the package is not installed but torch is: `. benchmarks/device_setup.sh DIR`.
+# It makes `trainer_tui` importable from the checkout and installs what lies in DIR: wheels, and
+# archives (.tar.xz) of installed packages.
+wheels=${1:-.whl}
 rooms=$(mktemp -d)
 mkdir -p "$rooms/trainer_tui"
 for room in engine data safety; do ln -s "$PWD/$room" "$rooms/trainer_tui/$room"; done
-if ls .whl/*.whl >/dev/null 2>&1; then
+if ls "$wheels"/*.whl >/dev/null 2>&1; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
-        --target "$rooms" .whl/*.whl
+        --target "$rooms" "$wheels"/*.whl
 fi
-for part in .whl/*.tar.xz; do [ -e "$part" ] && tar -xJf "$part" -C "$rooms"; done
+for part in "$wheels"/*.tar.xz; do
+    [ -e "$part" ] && tar -xJf "$part" -C "$rooms"
+done
 packages="$rooms/nvidia_cutlass_dsl/dsl_packages"
-[ -d "$packages" ] && export PYTHONPATH="$packages"
+[ -d "$packages" ] && export PYTHONPATH="$packages${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH="$rooms${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1

@@ -12,90 +12,123 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Measurement
 from benchmarks.model_peaks import peak_share
 
-WORK: dict[str, Any] = {"steps": 29}
-LEAN = {"precision": "split", "moments": "bfloat16", "micro_batches": 8, "chunk_rows": 2048}
+Result = Measurement | str  # figures, or why there are none
+SPLIT = {"precision": "split"}
+LEAN = {**SPLIT, "moments": "bfloat16", "micro_batches": 4, "chunk_rows": 2048}
+STOCK = {"kind": "stock", "warm_steps": 3, "steps_per_repeat": 4}
+PADDED_ROWS = (14, 10, 6)  # tried downwards until one fits
+STEPS = {"warm_steps": 5, "steps_per_repeat": 6}
+
+
+def _peer(name: str, **settings: Any) -> dict[str, Any]:
+    return {"who": "peer", "settings": {"name": name, **settings}}
+
+
+def _ours(name: str, **settings: Any) -> dict[str, Any]:
+    return {"who": "ours", "settings": {"name": f"ours, {name}", **settings}}
+
+
 CONTENDERS: dict[str, dict[str, Any]] = {
     "bound": {"who": "bound", "settings": {}},
-    "trl": {"who": "peer", "settings": {"name": "TRL packed, flex, Liger"}},
-    "trl-compiled": {
-        "who": "peer",
-        "settings": {"name": "TRL packed, flex, Liger, compiled", "torch_compile": True},
-    },
-    "trl-no-liger": {
-        "who": "peer",
-        "settings": {"name": "TRL packed, flex", "liger": False},
-    },
-    "pure": {"who": "ours", "settings": {"name": "ours, pure bf16"}},
-    "split": {
-        "who": "ours",
-        "settings": {"name": "ours, fp32 master (split)", "precision": "split"},
-    },
-    "pure-2": {
-        "who": "ours",
-        "settings": {"name": "ours, pure bf16, 2 micro-batches", "micro_batches": 2},
-    },
-    "split-2": {
-        "who": "ours",
-        "settings": {
-            "name": "ours, fp32 master, 2 micro-batches",
-            "precision": "split",
-            "micro_batches": 2,
-        },
-    },
-    "lean": {"who": "ours", "settings": {"name": "ours, lean", **LEAN}},
-    "stock": {
-        "who": "peer",
-        "settings": {"name": "stock Trainer, padded, SDPA", "kind": "stock"},
-    },
+    "trl": _peer("TRL packed, flex, Liger", pad_to=128, **STEPS),
+    "pure": _ours("pure bf16", **STEPS),
+    "split": _ours("fp32 master (split)", **SPLIT, **STEPS),
+    "stock": _peer("stock Trainer, padded, SDPA", **STOCK),
+    "lean": _ours("lean (4 micro-batches, bf16 moments)", **LEAN, **STEPS),
+    "split-2": _ours("fp32 master, 2 micro-batches", micro_batches=2, **SPLIT, **STEPS),
+    "pure-flex": _ours("pure bf16, flex attention", attention="flex", **STEPS),
+    "trl-unpadded": _peer("TRL packed, flex, Liger, length as it comes", **STEPS),
+    "trl-no-liger": _peer("TRL packed, flex", pad_to=128, liger=False, **STEPS),
+    "trl-compiled": _peer("TRL, flex, Liger, compiled", pad_to=128, torch_compile=True, **STEPS),
 }
-PADDED_ROWS = (14, 10, 8, 6, 4)  # tried downwards until one fits
 
 
-def run_one(key: str, spec: dict[str, Any], timeout_s: float) -> Measurement | str:
-    """The contender's figures, or why there are none."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "measurement.json"
-        full = {"work": WORK, **spec}
+def _expanded(names: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Contenders in order, the stock Trainer once per batch size to try."""
+    specs = []
+    for name in names:
+        spec = CONTENDERS[name]
+        if name != "stock":
+            settings = spec["settings"]
+            repeats = settings.get("steps_per_repeat", 1)
+            steps = settings.get("warm_steps", 0) + 3 * repeats
+            specs.append((name, {**spec, "work": {"steps": steps}}))
+            continue
+        for rows in PADDED_ROWS:
+            padded = {**spec["settings"], "padded_rows": rows}
+            padded["name"] = f"{padded['name']}, {rows} rows"
+            work = {"steps": 2 + rows * 15 // 40}
+            specs.append((name, {**spec, "settings": padded, "work": work}))
+    return specs
+
+
+class Contender:
+    """A child process that imports at once and runs when it is told to."""
+
+    def __init__(self, spec: dict[str, Any], folder: Path) -> None:
+        self.name = spec["settings"].get("name", "bare matrix products")
+        self._out = folder / f"{time.monotonic_ns()}.json"
+        self._errors = (folder / f"{self._out.stem}.txt").open("w+")
+        text = json.dumps({**spec, "wait": True})
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.contender", text, str(self._out)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def run(self, timeout_s: float) -> Result:
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.contender", json.dumps(full), str(out)],
-                capture_output=True,
-                text=True,
-                timeout=timeout_s,
-            )
+            self._child.communicate("go\n", timeout=timeout_s)
         except subprocess.TimeoutExpired:
+            self.drop()
             return f"did not finish in {timeout_s:.0f} s"
-        if not out.exists():
-            if "OutOfMemoryError" in done.stderr:
-                return "out of memory"
-            tail = done.stderr.strip().splitlines()[-25:]
-            print("\n".join(tail), file=sys.stderr, flush=True)
-            return "failed: " + (tail[-1][:200] if tail else f"exit {done.returncode}")
-        return Measurement(**json.loads(out.read_text()))
+        if self._out.exists():
+            return Measurement(**json.loads(self._out.read_text()))
+        self._errors.seek(0)
+        errors = self._errors.read()
+        if "OutOfMemoryError" in errors or "out of memory" in errors:
+            return "out of memory"
+        tail = errors.strip().splitlines()[-20:]
+        print("\n".join(tail), file=sys.stderr, flush=True)
+        return "failed: " + (tail[-1][:200] if tail else f"exit {self._child.returncode}")
+
+    def drop(self) -> None:
+        self._child.kill()
+        self._child.wait()
 
 
-def largest_padded(spec: dict[str, Any], timeout_s: float) -> Measurement | str:
-    """The stock Trainer at the largest padded batch that fits."""
-    result: Measurement | str = "nothing fits"
-    for rows in PADDED_ROWS:
-        settings = {**spec["settings"], "padded_rows": rows}
-        settings["name"] = f"{spec['settings']['name']}, {rows} rows"
-        work = {"steps": 4 + rows * 29 // 40}
-        result = run_one("stock", {"who": "peer", "settings": settings, "work": work}, timeout_s)
-        print(f"  {settings['name']}: {result if isinstance(result, str) else 'fits'}", flush=True)
-        if isinstance(result, Measurement):
-            return result
-    return result
+def run_all(names: list[str], timeout_s: float, write: Any) -> dict[str, Result]:
+    """Each contender alone on the device; the next one imports meanwhile."""
+    results: dict[str, Result] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        queue = _expanded(names)
+        waiting: Contender | None = None
+        for number, (key, spec) in enumerate(queue):
+            if isinstance(results.get(key), Measurement):
+                continue  # a larger padded batch fitted
+            if waiting is None:
+                waiting = Contender(spec, Path(folder))
+            current, waiting = waiting, None
+            if number + 1 < len(queue) and queue[number + 1][0] != "stock":
+                waiting = Contender(queue[number + 1][1], Path(folder))
+            results[key] = current.run(timeout_s)
+            write(results)
+        if waiting is not None:
+            waiting.drop()
+    return results
 
 
-def table(results: dict[str, Measurement | str]) -> list[str]:
+def table(results: dict[str, Result]) -> list[str]:
     """Markdown lines: medians of the repeats, ratios to the best peer and to the bound."""
     measured = {k: m for k, m in results.items() if isinstance(m, Measurement)}
     peers = [m.tokens_per_s_median for k, m in measured.items() if k.startswith("trl")]
@@ -111,8 +144,7 @@ def table(results: dict[str, Measurement | str]) -> list[str]:
             lines.append(f"| {CONTENDERS[key]['settings'].get('name', key)} | {result} |")
             continue
         speed = result.tokens_per_s_median
-        flops = result.flops_per_step / (result.ms_per_step_median / 1e3)
-        share = peak_share(flops, result.device)
+        share = peak_share(result.flops_per_step / result.ms_per_step_median * 1e3, result.device)
         cells = [
             result.name,
             f"{speed:,.0f}",
@@ -120,7 +152,7 @@ def table(results: dict[str, Measurement | str]) -> list[str]:
             f"{result.peak_gb:.1f}" if result.peak_gb else "",
             f"{speed / peer:.2f}" if peer else "",
             f"{speed / bound:.0%}" if bound else "",
-            f"{share:.0%}" if share and result.flops_per_step else "",
+            f"{share:.0%}" if share else "",
             f"{result.start_s:.0f}" if result.start_s else "",
             str(result.recompiles) if result.start_s else "",
         ]
@@ -128,7 +160,7 @@ def table(results: dict[str, Measurement | str]) -> list[str]:
     return lines
 
 
-def curves(results: dict[str, Measurement | str]) -> list[str]:
+def curves(results: dict[str, Result]) -> list[str]:
     """CSV: loss of every step for the contenders that saw the same steps."""
     same = {
         m.name: m.losses
@@ -143,43 +175,38 @@ def curves(results: dict[str, Measurement | str]) -> list[str]:
     return lines
 
 
+def _write(results: dict[str, Result], out: Path, tag: str) -> None:
+    lines = table(results)
+    notes: dict[str, str] = {}
+    for result in results.values():
+        if isinstance(result, Measurement):
+            notes |= result.notes
+            notes["card"] = result.device
+    print(lines[-1], flush=True)
+    lines += ["", ", ".join(f"{k} {v}" for k, v in notes.items())]
+    (out / f"{tag}.md").write_text("\n".join(lines) + "\n")
+    (out / f"{tag}_losses.csv").write_text("\n".join(curves(results)) + "\n")
+    raw = {k: (m if isinstance(m, str) else asdict(m)) for k, m in results.items()}
+    (out / f"{tag}.json").write_text(json.dumps(raw, indent=1))
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(CONTENDERS), help="names, in order")
+    usual = "bound,trl,pure,split,stock,lean,split-2"
+    parser.add_argument("--only", default=usual, help=f"of {', '.join(CONTENDERS)}, in order")
     parser.add_argument("--override", default="{}", help="JSON put over every `ours` setting")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--timeout", type=float, default=200.0, help="seconds per contender")
     parser.add_argument("--tag", default="gpu_step", help="name of the files written")
     chosen = parser.parse_args(arguments)
-    override = json.loads(chosen.override)
+    for spec in CONTENDERS.values():
+        if spec["who"] == "ours":
+            spec["settings"] |= json.loads(chosen.override)
     chosen.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("BENCH_OUT", str(chosen.out))
-    results: dict[str, Measurement | str] = {}
-    for key in chosen.only.split(","):
-        spec = CONTENDERS[key]
-        if spec["who"] == "ours":
-            spec = {**spec, "settings": {**spec["settings"], **override}}
-        run = largest_padded if key == "stock" else lambda s, t, k=key: run_one(k, s, t)  # type: ignore[misc]
-        results[key] = run(spec, chosen.timeout)
-        print("\n".join(table(results)[-1:]), flush=True)
-    lines = table(results)
-    notes: dict[str, str] = {}
-    for result in results.values():
-        if isinstance(result, Measurement):
-            notes |= {k: v for k, v in result.notes.items()}
-            notes["card"] = result.device
-    lines += ["", ", ".join(f"{k} {v}" for k, v in notes.items())]
-    (chosen.out / f"{chosen.tag}.md").write_text("\n".join(lines) + "\n")
-    (chosen.out / f"{chosen.tag}_losses.csv").write_text("\n".join(curves(results)) + "\n")
-    raw = {k: (m if isinstance(m, str) else _plain(m)) for k, m in results.items()}
-    (chosen.out / f"{chosen.tag}.json").write_text(json.dumps(raw, indent=1))
-    print("\n".join(lines), flush=True)
-
-
-def _plain(measurement: Measurement) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(replace(measurement))
+    names = chosen.only.split(",")
+    results = run_all(names, chosen.timeout, lambda r: _write(r, chosen.out, chosen.tag))
+    print("\n".join(table(results)), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from benchmarks.measuring import Clock, Measurement, device_name, versions
 from trainer_tui.engine.attention import attach_packed_attention
 from trainer_tui.engine.batch import MicroBatch, collate
 from trainer_tui.engine.fast_blocks import compile_blocks, recompute_activations
+from trainer_tui.engine.fast_qkv import fuse_attention
 from trainer_tui.engine.head_loss import forward_loss_sum
 from trainer_tui.engine.model_math import math_of
 from trainer_tui.engine.optimizer import MasterAdamW
@@ -35,6 +36,7 @@ class Settings:
     chunk_rows: int = 4096
     recompute_every: int = 0
     join: bool = True  # linear layers of one input as one product
+    fused: bool = True  # norm, rotation and attention of queries and keys as one operator
     lr: float = 1e-4
     max_norm: float = 1.0
     warm_steps: int = 5
@@ -65,6 +67,7 @@ def run(settings: Settings, work: workload.Workload) -> Measurement:
         model, settings.attention, torch.bfloat16 if autocast else None
     )
     recompute_activations(model, settings.recompute_every)
+    fused = fuse_attention(model) if settings.fused else 0
     if settings.compiled and on_cuda:
         compile_blocks(model, join=settings.join)
     optimizer = MasterAdamW(
@@ -78,7 +81,10 @@ def run(settings: Settings, work: workload.Workload) -> Measurement:
     measurement.flops_per_step = sum(
         arithmetic.step_flops([len(ids) for ids, _ in s], workload.supervised_in(s)) for s in steps
     ) / len(steps)
-    measurement.notes = {"attention": backend, **versions("torch", "triton", "transformers")}
+    measurement.notes = {
+        "attention": backend + (" fused" if fused else ""),
+        **versions("torch", "triton", "transformers"),
+    }
     supervised = [workload.supervised_in(step) for step in steps]
     clock = Clock(
         measurement,

@@ -28,6 +28,7 @@ class Settings:
     attention: str = "flex_attention"
     liger: bool = True
     torch_compile: bool = False
+    pad_to: int | None = None  # TRL: round the packed length up to a multiple of this
     padded_rows: int = 0  # stock only: rows in a padded batch
     lr: float = 1e-4
     warm_steps: int = 5
@@ -86,6 +87,18 @@ def _arguments(settings: Settings, steps: int, folder: str) -> dict[str, Any]:
     }
 
 
+def imports(kind: str) -> None:
+    """Load what the peer needs, which takes seconds, before its turn on the device."""
+    if kind == "trl":
+        import trl
+
+        assert trl.SFTTrainer
+    else:
+        import transformers
+
+        assert transformers.Trainer
+
+
 def run(settings: Settings, work: workload.Workload) -> Measurement:
     """Train the peer through the workload and report."""
     return _run_trl(settings, work) if settings.kind == "trl" else _run_stock(settings, work)
@@ -131,6 +144,7 @@ def _run_trl(settings: Settings, work: workload.Workload) -> Measurement:
             per_device_train_batch_size=1,
             gradient_checkpointing=False,
             use_liger_kernel=settings.liger,
+            pad_to_multiple_of=settings.pad_to,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
         trainer = Timed(

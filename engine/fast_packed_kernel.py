@@ -149,7 +149,7 @@ def _query_gradient_block(
 @triton.jit(do_not_specialize=["tokens", "window"])
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, out_gradient_ptr, gradient_ptr, delta_ptr, work_ptr,
-    stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, stride_g, stride_gh,
+    stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, stride_g, stride_gh, stride_dq,
     tokens, scale, natural_scale, window,
     WINDOWED: tl.constexpr, PACK: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_LOOP: tl.constexpr,
@@ -208,7 +208,8 @@ def query_gradient_kernel(
             at, document_end, query_at, scale, window, True, WINDOWED, D, N,
         )  # fmt: skip
     gradient *= natural_scale
-    tl.store(gradient_ptr + o_at, gradient.to(gradient_ptr.dtype.element_ty), mask=inside[:, None])
+    dq_at = query_at[:, None] * stride_dq + head[:, None] * D + dims[None, :]
+    tl.store(gradient_ptr + dq_at, gradient.to(gradient_ptr.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
@@ -244,8 +245,8 @@ def _key_gradient_block(
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, lse_ptr, out_gradient_ptr, delta_ptr, dk_ptr, dv_ptr, work_ptr,
     stride_q, stride_qh, stride_k, stride_kh, stride_v, stride_vh, stride_g, stride_gh,
-    tokens, scale, natural_scale, window,
-    WINDOWED: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr,
+    stride_dk, stride_dv, tokens, scale, natural_scale, window,
+    WINDOWED: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_LOOP: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, summed over the query heads that share them."""
@@ -294,6 +295,6 @@ def key_gradient_kernel(
             )  # fmt: skip
     key_gradient *= natural_scale
     kind = dk_ptr.dtype.element_ty
-    o_at = key_at[:, None] * (KV_HEADS * D) + kv_head * D + dims[None, :]
-    tl.store(dk_ptr + o_at, key_gradient.to(kind), mask=inside)
-    tl.store(dv_ptr + o_at, value_gradient.to(kind), mask=inside)
+    column = kv_head * D + dims[None, :]
+    tl.store(dk_ptr + key_at[:, None] * stride_dk + column, key_gradient.to(kind), mask=inside)
+    tl.store(dv_ptr + key_at[:, None] * stride_dv + column, value_gradient.to(kind), mask=inside)

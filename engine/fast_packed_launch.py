@@ -50,7 +50,7 @@ class Tiles:
 
 TILES = Tiles(
     forward=Tile(rows=128, columns=32, warps=8, stages=4),
-    query_gradient=Tile(rows=128, columns=64, warps=8, stages=3),
+    query_gradient=Tile(rows=128, columns=64, warps=8, stages=3, one_loop=False),
     key_gradient=Tile(rows=64, columns=64, warps=4, stages=2),
 )
 
@@ -115,41 +115,59 @@ def forward(packed: Packed, work: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
 
 
 def query_gradient(
-    packed: Packed, out: Tensor, lse: Tensor, out_gradient: Tensor, work: Tensor, tile: Tile
+    packed: Packed,
+    out: Tensor,
+    lse: Tensor,
+    out_gradient: Tensor,
+    work: Tensor,
+    tile: Tile,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """dQ [tokens, heads, head_dim] and rowsum(dO * O), float32 [heads, tokens]."""
+    """dQ [tokens, heads, head_dim] and rowsum(dO * O), float32 [heads, tokens].
+
+    `into` receives dQ; its tokens may lie apart, its heads must follow one another.
+    """
     from trainer_tui.engine.fast_packed_kernel import query_gradient_kernel
 
     query = packed.query
     tokens, heads, head_dim = query.shape
-    dq = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
+    if into is None:
+        into = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
     delta = torch.empty_like(lse)
     stacked = tile.heads_stacked(packed.group)
     query_gradient_kernel[(heads // stacked, work.shape[0])](
-        query, packed.key, packed.value, out, lse, out_gradient, dq, delta, work,
-        *packed.strides, *out_gradient.stride()[:2],
+        query, packed.key, packed.value, out, lse, out_gradient, into, delta, work,
+        *packed.strides, *out_gradient.stride()[:2], into.stride(0),
         tokens, packed.scale * LOG2_E, packed.scale, packed.window,
         WINDOWED=packed.window > 0, PACK=stacked, GROUP=packed.group, HEADS=heads, D=head_dim,
         M=tile.rows // stacked, N=tile.columns, ONE_LOOP=tile.one_loop,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return dq, delta
+    return into, delta
 
 
 def key_gradient(
-    packed: Packed, lse: Tensor, delta: Tensor, out_gradient: Tensor, work: Tensor, tile: Tile
+    packed: Packed,
+    lse: Tensor,
+    delta: Tensor,
+    out_gradient: Tensor,
+    work: Tensor,
+    tile: Tile,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """dK and dV, each [tokens, kv_heads, head_dim]."""
+    """dK and dV, each [tokens, kv_heads, head_dim]; `into` as for `query_gradient`."""
     from trainer_tui.engine.fast_packed_kernel import key_gradient_kernel
 
     tokens, kv_heads, head_dim = packed.key.shape
-    dk = torch.empty((tokens, kv_heads, head_dim), dtype=packed.key.dtype, device=lse.device)
-    dv = torch.empty_like(dk)
+    if into is None:
+        dk = torch.empty((tokens, kv_heads, head_dim), dtype=packed.key.dtype, device=lse.device)
+        into = dk, torch.empty_like(dk)
+    dk, dv = into
     key_gradient_kernel[(kv_heads, work.shape[0])](
         packed.query, packed.key, packed.value, lse, out_gradient, delta, dk, dv, work,
-        *packed.strides, *out_gradient.stride()[:2],
+        *packed.strides, *out_gradient.stride()[:2], dk.stride(0), dv.stride(0),
         tokens, packed.scale * LOG2_E, packed.scale, packed.window,
-        WINDOWED=packed.window > 0, GROUP=packed.group, KV_HEADS=kv_heads, D=head_dim,
+        WINDOWED=packed.window > 0, GROUP=packed.group, D=head_dim,
         M=tile.columns, N=tile.rows, ONE_LOOP=tile.one_loop,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -95,19 +96,11 @@ def _turn_logits_into_gradient(
 
 @cache
 def _chunk_function(device_type: str) -> Callable[..., Tensor]:
-    if device_type != "cuda":
+    if device_type != "cuda" or find_spec("triton") is None:
         return _turn_logits_into_gradient
-    # One kernel for the row sums and one for the gradient in place, instead of ten passes.
-    compiled = torch.compile(_turn_logits_into_gradient)
+    from trainer_tui.engine.fast_loss_kernel import turn_logits_into_gradient
 
-    def with_varying_rows(logits: Tensor, *others: Any) -> Tensor:
-        # Rows vary, the vocabulary does not: a symbolic row length would lose aligned loads.
-        torch._dynamo.maybe_mark_dynamic(logits, 0)
-        torch._dynamo.maybe_mark_dynamic(others[0], 0)
-        loss: Tensor = compiled(logits, *others)
-        return loss
-
-    return with_varying_rows
+    return turn_logits_into_gradient
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:

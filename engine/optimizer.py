@@ -180,7 +180,10 @@ class MasterAdamW:
         """
         device = next(iter(self._named.values())).device
         gradients = [p.grad for p in self._named.values() if p.grad is not None]
-        divisor = torch.as_tensor(grad_divisor, dtype=torch.float32, device=device)
+        if isinstance(grad_divisor, Tensor):
+            divisor = grad_divisor.to(device=device, dtype=torch.float32)
+        else:  # filled on the device: copying a number there would wait for all queued work
+            divisor = torch.full((), grad_divisor, dtype=torch.float32, device=device)
         norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
         raw_norm = torch.linalg.vector_norm(torch.stack(norms))
         grad_norm = raw_norm / divisor
