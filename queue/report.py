@@ -192,12 +192,11 @@ def _assemble(
     reasons: list[Reason],
     facts: Facts | None = None,
 ) -> Report:
-    tokenised = context.template is not None
-    config = context.config
+    tokenised, config = context.template is not None, context.config
     steps, padding = _predict(tally, config) if tokenised else (None, None)
     speed = context.tokens_per_s
     kept = tally.kept if tokenised else tally.rows - tally.invalid
-    verdict = verdict_of(reasons)
+    verdict, rejected = verdict_of(reasons), tally.rows - kept
     notes = [*counts.notes, *context.template_notes]
     if sample is not None:
         notes.append(f"only the first {tally.rows} rows were looked at")
@@ -206,7 +205,7 @@ def _assemble(
         bytes=counts.bytes,
         rows=tally.rows,
         kept_rows=kept,
-        rejected_rows=tally.rows - kept,
+        rejected_rows=rejected,
         blank_lines=counts.blank,
         documents=len(tally.lengths),
         tokens=tally.tokens if tokenised else None,
@@ -231,7 +230,7 @@ def _assemble(
         max_length=config.max_length,
         sampled=None if sample is None else tally.rows,
         verdict=verdict,
-        summary=_summary(verdict, tally.rows - kept, reasons),
+        summary=_summary(verdict, rejected, reasons),
         reasons=reasons,
     )
 

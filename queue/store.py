@@ -91,9 +91,7 @@ class Queue(QueueMoves):
             holder = self.holder_of(meta.file_sha256) if meta.file_sha256 else None
             if holder is not None and not again and not failed:
                 raise Duplicate(holder, meta.original_name)
-            job_id = self._next_id
-            durable.replace(self.folder / NEXT_ID_NAME, f"{job_id + 1}\n".encode())
-            self._next_id = job_id + 1
+            job_id = self._new_id()
             now = self._now_iso()
             meta = msgspec.structs.replace(
                 meta,
@@ -345,6 +343,13 @@ class Queue(QueueMoves):
         """Delete a staged directory that will not become a job."""
         if staged.parent == self.folder and durable.is_staging(staged.name):
             shutil.rmtree(staged, ignore_errors=True)
+
+    def _new_id(self) -> int:
+        """One that no job ever had; burned on disk before anything carries it."""
+        job_id = self._next_id
+        durable.replace(self.folder / NEXT_ID_NAME, f"{job_id + 1}\n".encode())
+        self._next_id = job_id + 1
+        return job_id
 
     def _behind_all(self) -> int:
         """A position behind every job there is, so that arrivals stay in their order also when
