@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from trainer_tui.tui.actions import ACTIONS, Action
+from trainer_tui.tui.actions import ACTIONS, KEY_WORDS, Action
 
 if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
@@ -24,7 +24,7 @@ class Commands(Provider):
     def _words(self, action: Action) -> tuple[str, str]:
         """(what it does, its keys or why not)."""
         reason = action.why_not(self._app.situation())
-        keys = action.keys_shown
+        keys = " ".join(KEY_WORDS.get(key, key) for key in action.keys)
         below = f"not now: {reason}" if reason else f"key: {keys}" if keys else "no key"
         return action.help, below
 

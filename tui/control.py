@@ -7,6 +7,7 @@ once a second (at once for what a person did), so a still training writes nothin
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -54,6 +55,7 @@ from trainer_tui.tui.view import (
 PAINT_S = 1.0
 SOON_S = 0.05
 NOTICE_S = 8.0
+ALONE_S = 3.0
 DISK_TICKS = 60  # how often the disk's forecast is read
 BURST_S = 0.012
 REST_S = 0.15
@@ -103,6 +105,7 @@ class TrainerApp(Stage):
         self.finding: str | None = None
         self.bytes_per_s = 0.0
         self.mouse_on = True
+        self._had_terminal = False
         self._pressed: list[events.Key] = []
         self._at_rest: Timer | None = None
         self._written = 0
@@ -141,6 +144,7 @@ class TrainerApp(Stage):
         self.app_resume_signal.subscribe(self, lambda _: self._mouse(self.mouse_on))
         self.run_worker(self.feed.run(), group="feed", exit_on_error=True)
         self._mouse(on=True)
+        self._had_terminal = not self.is_headless and os.isatty(0)
         self.to_terminal(signals.SAVE_TITLE)
 
     # --- news ---
@@ -191,8 +195,18 @@ class TrainerApp(Stage):
         for problem in problems:
             self.say(problem, "warn")
 
+    def _leave_if_alone(self) -> None:
+        """End when the terminal is gone without a SIGHUP; the input thread would spin on it."""
+        if self._had_terminal and not os.isatty(0):
+            self._had_terminal = False
+            self.exit()
+            alone = threading.Timer(ALONE_S, os._exit, (1,))  # writing to it may never return
+            alone.daemon = True
+            alone.start()
+
     def _tick(self) -> None:
         self._ticks += 1
+        self._leave_if_alone()
         if self._steps:
             steps = tuple(step for item in self._steps for step in item.steps)
             last = self._steps[-1].at_s

@@ -20,6 +20,8 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +82,16 @@ class Terminal:
     def text(self) -> bytes:
         return re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", self.output)
 
+    def hang_up(self) -> None:
+        """The terminal goes away and nobody says so."""
+        os.close(self.master)
+        self.master = -1
+
     def close(self) -> None:
+        if self.master < 0:
+            self.process.kill()
+            self.process.wait()
+            return
         if self.process.poll() is None:
             os.write(self.master, b"q")
             try:
@@ -104,8 +115,9 @@ def key_to_paint_ms(terminal: Terminal, presses: int = 20) -> float:
     return sorted(times)[int(len(times) * 0.95)] if times else float("inf")
 
 
-def measure(columns: int, rows: int, seconds: float, still: bool, jobs: int = 0) -> Cost:
-    """Attach a screen of that size to a fake daemon and watch it for `seconds`."""
+@contextmanager
+def attached(columns: int, rows: int, still: bool = False, jobs: int = 0) -> Iterator[Terminal]:
+    """A screen of that size on a terminal of its own, attached to a fake daemon."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "state").mkdir()
@@ -119,31 +131,35 @@ def measure(columns: int, rows: int, seconds: float, still: bool, jobs: int = 0)
             until_s = time.monotonic() + 10
             while not socket.exists() and time.monotonic() < until_s:
                 time.sleep(0.01)
-            terminal = Terminal(
-                [sys.executable, "-c", START, str(root), str(socket)], columns, rows, root
-            )
+            command = [sys.executable, "-c", START, str(root), str(socket)]
+            terminal = Terminal(command, columns, rows, root)
             try:
-                terminal.read(10, until=b"support.jsonl")
-                first_frame_s = time.monotonic() - terminal.started_s
-                terminal.read(2.5)
-                process = psutil.Process(terminal.process.pid)
-                before, at_s = process.cpu_times(), time.monotonic()
-                end_s, count = at_s + seconds, 0
-                while (left := end_s - time.monotonic()) > 0:
-                    count += terminal.read(left)
-                took_s = time.monotonic() - at_s
-                after = process.cpu_times()
-                used = after.user + after.system - before.user - before.system
-                return Cost(
-                    f"{columns}x{rows}", first_frame_s, count / took_s, 100 * used / took_s,
-                    process.memory_info().rss / 2**20,
-                    0.0 if still else key_to_paint_ms(terminal),
-                )  # fmt: skip
+                yield terminal
             finally:
                 terminal.close()
         finally:
             daemon.terminate()
             daemon.wait()
+
+
+def measure(columns: int, rows: int, seconds: float, still: bool, jobs: int = 0) -> Cost:
+    """Attach a screen of that size to a fake daemon and watch it for `seconds`."""
+    with attached(columns, rows, still, jobs) as terminal:
+        terminal.read(10, until=b"support.jsonl")
+        first_frame_s = time.monotonic() - terminal.started_s
+        terminal.read(2.5)
+        process = psutil.Process(terminal.process.pid)
+        before, at_s = process.cpu_times(), time.monotonic()
+        end_s, count = at_s + seconds, 0
+        while (left := end_s - time.monotonic()) > 0:
+            count += terminal.read(left)
+        took_s = time.monotonic() - at_s
+        after = process.cpu_times()
+        used = after.user + after.system - before.user - before.system
+        return Cost(
+            f"{columns}x{rows}", first_frame_s, count / took_s, 100 * used / took_s,
+            process.memory_info().rss / 2**20, 0.0 if still else key_to_paint_ms(terminal),
+        )  # fmt: skip
 
 
 def main() -> None:

@@ -35,3 +35,11 @@ def test_training_at_80x24_costs_little(measure: Any) -> None:
 
 def test_nothing_changing_writes_nothing(measure: Any) -> None:
     assert measure.measure(120, 40, 2.0, still=True).bytes_per_s == 0
+
+
+def test_a_terminal_that_is_gone_ends_the_screen(measure: Any) -> None:
+    """Without a SIGHUP the screen would go on for ever, unseen."""
+    with measure.attached(80, 24) as terminal:
+        terminal.read(10, until=b"support.jsonl")
+        terminal.hang_up()
+        assert terminal.process.wait(15) is not None

@@ -8,7 +8,7 @@ from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.canvas import Canvas
 from trainer_tui.tui.glyphs import Glyphs
-from trainer_tui.tui.ink import Line, Row
+from trainer_tui.tui.ink import Line, Row, both
 from trainer_tui.tui.view import Connecting, Live, Lost, Panel, View
 
 if TYPE_CHECKING:
@@ -79,4 +79,7 @@ class StatusLine(Canvas):
         if self.notice is not None:
             text, role = self.notice
             return [Line().add(f" {printable(text)}", role).row(width)]
-        return rows(app.view, app.now_s(), app.bytes_per_s, width, self.glyphs)
+        found = rows(app.view, app.now_s(), app.bytes_per_s, width, self.glyphs)
+        if not app.read_only:
+            return found
+        return [both(Line(list(found[0]), width), Line().add(" read-only ", "warn"), width)]
