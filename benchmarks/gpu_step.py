@@ -39,7 +39,7 @@ def _ours(name: str, **settings: Any) -> dict[str, Any]:
 CONTENDERS: dict[str, dict[str, Any]] = {
     "bound": {"who": "bound", "settings": {}},
     "trl": _peer("TRL packed, flex, Liger", pad_to=128, **STEPS),
-    "pure": _ours("pure bf16", **STEPS),
+    "pure": _ours("pure bf16", prove=True, **STEPS),
     "split": _ours("fp32 master (split)", **SPLIT, **STEPS),
     "stock": _peer("stock Trainer, padded, SDPA", **STOCK),
     "lean": _ours("lean (4 micro-batches, bf16 moments)", **LEAN, **STEPS),
@@ -192,7 +192,7 @@ def _write(results: dict[str, Result], out: Path, tag: str) -> None:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    usual = "bound,trl,pure,split,stock,lean,split-2"
+    usual = "bound,pure,trl,split,lean,stock,split-2"
     parser.add_argument("--only", default=usual, help=f"of {', '.join(CONTENDERS)}, in order")
     parser.add_argument("--override", default="{}", help="JSON put over every `ours` setting")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from benchmarks import models, workload
 from benchmarks.measuring import Clock, Measurement, device_name, versions
-from trainer_tui.engine.attention import attach_packed_attention
+from trainer_tui.engine.attention import attach_packed_attention, prove_isolation
 from trainer_tui.engine.batch import MicroBatch, collate
 from trainer_tui.engine.fast_blocks import compile_blocks, recompute_activations
-from trainer_tui.engine.fast_qkv import fuse_attention
+from trainer_tui.engine.fast_qkv import fuse_attention, prove_fused
 from trainer_tui.engine.head_loss import forward_loss_sum
 from trainer_tui.engine.model_math import math_of
 from trainer_tui.engine.optimizer import MasterAdamW
@@ -42,6 +42,7 @@ class Settings:
     warm_steps: int = 5
     steps_per_repeat: int = 8
     profile: bool = False
+    prove: bool = False  # isolation of documents and the fused operator, on this model and card
 
 
 def micro_batches(step: list[workload.Document], count: int, device: str) -> list[MicroBatch]:
@@ -68,6 +69,11 @@ def run(settings: Settings, work: workload.Workload) -> Measurement:
     )
     recompute_activations(model, settings.recompute_every)
     fused = fuse_attention(model) if settings.fused else 0
+    steps = workload.steps(work)
+    if settings.prove:
+        prove_isolation(model)
+        if fused:
+            prove_fused(model, collate(steps[0][:9], settings.device))
     if settings.compiled and on_cuda:
         compile_blocks(model, join=settings.join)
     optimizer = MasterAdamW(
@@ -75,7 +81,6 @@ def run(settings: Settings, work: workload.Workload) -> Measurement:
         settings.precision,  # type: ignore[arg-type]
         moments=settings.moments,  # type: ignore[arg-type]
     )
-    steps = workload.steps(work)
     arithmetic = math_of(model)
     measurement = Measurement(settings.name, device_name())
     measurement.flops_per_step = sum(
