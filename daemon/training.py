@@ -37,14 +37,24 @@ class Training(Hearing):
             await self._act()
             for waiter in self._waiters:
                 waiter.set()
-            left_s = self.aftermath.back_off_until_s - clock.monotonic_s()
-            wait_s = left_s + 0.01 if self.trainer is None and left_s > 0 else LOOK_AGAIN_S
+            wait_s = self._look_again_in_s()
             try:
                 async with asyncio.timeout(wait_s):
                     handle = await self._mail.get()
             except TimeoutError:
                 continue
             await handle()
+
+    def _look_again_in_s(self) -> float:
+        """Back-off and idle time pass without any event."""
+        match self.facts().trainer:
+            case decide.Absent(back_off_left_s=left_s) if left_s > 0:
+                return left_s + 0.01
+            case Present(told_nothing_waits=True, idle_s=idle_s):
+                limit_s = self._means.settings.config.supervision.idle_exit_s
+                return min(LOOK_AGAIN_S, max(0.0, limit_s - idle_s) + 0.01)
+            case _:
+                return LOOK_AGAIN_S
 
     async def _act(self) -> None:
         """Do what `decide` says until it says nothing."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 
-from daemon_harness import plant, set_stub, wait_for
+import pytest
+from daemon_harness import Harness, make_workspace, plant, set_stub, wait_for
 
 
 def started(serve, **stub):
@@ -17,12 +19,23 @@ def started(serve, **stub):
     return daemon
 
 
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory) -> Iterator[Harness]:
+    """Training for ever; every test leaves it so."""
+    workspace = make_workspace(tmp_path_factory.mktemp("busy") / "ws", steps=1_000_000)
+    plant(workspace, "a.jsonl")
+    daemon = Harness(workspace).start()
+    wait_for(lambda: (daemon.training()["global_step"] or 0) > 3)
+    yield daemon
+    daemon.close()
+
+
 def checkpoints(daemon):
     return sorted(daemon.workspace.current_model.glob("checkpoint-*"))
 
 
-def test_pause_answers_when_training_stands_still_and_saved(serve):
-    daemon = started(serve)
+def test_pause_answers_when_training_stands_still_and_saved(busy):
+    daemon = busy
     status = daemon.post("/v1/training/pause")["status"]
     assert status["training"]["state"] == "paused"
     assert status["training"]["unsaved_steps"] == 0
@@ -47,8 +60,8 @@ def test_a_pause_survives_any_restart(serve):
     daemon.until_training("training")
 
 
-def test_pause_with_release_ends_the_trainer(serve):
-    daemon = started(serve)
+def test_pause_with_release_ends_the_trainer(busy):
+    daemon = busy
     status = daemon.post("/v1/training/pause", {"release": True})["status"]
     assert status["training"]["state"] == "paused"
     assert status["training"]["trainer_pid"] is None
@@ -74,13 +87,15 @@ def test_stop_lets_the_file_end_and_then_stays_stopped(serve):
     assert stored["training"] == "stopped"
 
 
-def test_stop_now_answers_after_the_trainer_has_gone(serve):
-    daemon = started(serve)
+def test_stop_now_answers_after_the_trainer_has_gone(busy):
+    daemon = busy
     status = daemon.post("/v1/training/stop", {"now": True})["status"]
     assert status["training"]["state"] == "stopped"
     assert status["training"]["trainer_pid"] is None
     assert checkpoints(daemon)
     assert daemon.job("a.jsonl")["state"] == "processing"
+    daemon.post("/v1/training/resume")
+    daemon.until_training("training")
 
 
 def test_skip_sets_the_file_aside_and_retry_goes_on_from_there(serve):
@@ -97,8 +112,8 @@ def test_skip_sets_the_file_aside_and_retry_goes_on_from_there(serve):
     assert job["steps"] == 400
 
 
-def test_checkpoint_commits_what_is_done_by_now(serve):
-    daemon = started(serve)
+def test_checkpoint_commits_what_is_done_by_now(busy):
+    daemon = busy
     before = daemon.training()["global_step"]
     status = daemon.post("/v1/training/checkpoint")["status"]
     newest = max(int(folder.name.removeprefix("checkpoint-")) for folder in checkpoints(daemon))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
-from daemon_harness import plant, set_stub, wait_for
+import pytest
+from daemon_harness import Harness, make_workspace, plant, set_stub, wait_for
 
 
 def test_it_trains_what_waits_and_becomes_idle(serve):
@@ -24,28 +26,35 @@ def test_it_trains_what_waits_and_becomes_idle(serve):
     assert done == ["a.jsonl", "b.jsonl"]  # newest first: b was trained before a
 
 
-def test_second_daemon_says_who_owns_the_workspace_and_exits_3(serve):
-    daemon = serve().start()
-    second = daemon.launch()
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory) -> Iterator[Harness]:
+    """One without work, below a path that no socket address could hold."""
+    deep = tmp_path_factory.mktemp("idle") / ("x" * 120) / ("y" * 120)
+    daemon = Harness(make_workspace(deep)).start()
+    yield daemon
+    daemon.close()
+
+
+def test_second_daemon_says_who_owns_the_workspace_and_exits_3(idle):
+    second = idle.launch()
     assert second.wait(20) == 3
-    assert f"pid {daemon.process.pid}" in daemon.output()
-    assert daemon.status()["daemon"]["pid"] == daemon.process.pid
+    assert f"pid {idle.process.pid}" in idle.output()
+    assert idle.status()["daemon"]["pid"] == idle.process.pid
 
 
-def test_socket_is_private_and_daemon_json_tells_where(serve):
-    daemon = serve().start()
-    mode = daemon.workspace.socket.stat().st_mode
+def test_socket_is_private_and_daemon_json_tells_where(idle):
+    mode = idle.workspace.socket.stat().st_mode
     assert stat.S_IMODE(mode) == 0o600
-    assert stat.S_IMODE(daemon.workspace.state.stat().st_mode) == 0o700
-    told = json.loads(daemon.workspace.daemon_file.read_bytes())
-    assert told["pid"] == daemon.process.pid
-    assert told["socket"] == str(daemon.workspace.socket)
+    assert stat.S_IMODE(idle.workspace.state.stat().st_mode) == 0o700
+    told = json.loads(idle.workspace.daemon_file.read_bytes())
+    assert told["pid"] == idle.process.pid
+    assert told["socket"] == str(idle.workspace.socket)
     assert told["version"] and told["started_at"]
 
 
-def test_long_socket_paths_work(serve):
-    daemon = serve(name="x" * 120 + "/" + "y" * 120).start()
-    assert daemon.status()["daemon"]["workspace"] == str(daemon.workspace.root)
+def test_long_socket_paths_work(idle):
+    assert len(str(idle.workspace.socket)) > 220
+    assert idle.status()["daemon"]["workspace"] == str(idle.workspace.root)
 
 
 def test_sigterm_commits_and_exits_0_with_the_intent_unchanged(serve):

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import pytest
-from daemon_harness import plant, wait_for
+from daemon_harness import Harness, make_workspace, plant, wait_for
 
 from trainer_tui.safety import checkpoints
 
 SETTINGS = "[versioning]\non_new_best = false\n"
 
 
-@pytest.fixture
-def daemon(serve):
-    harness = serve(settings=SETTINGS, steps=10_000)
-    plant(harness.workspace, "a.jsonl")
-    harness.start()
-    wait_for(lambda: (harness.training()["global_step"] or 0) > 5)
-    return harness
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory) -> Iterator[Harness]:
+    """Training for ever; each test makes the versions it works with."""
+    workspace = make_workspace(tmp_path_factory.mktemp("versions") / "ws", SETTINGS, steps=100_000)
+    plant(workspace, "a.jsonl")
+    harness = Harness(workspace).start()
+    yield harness
+    harness.close()
+
+
+def make(daemon: Harness, text: str):
+    """A version of a step of its own, with training going on."""
+    at = daemon.training()["global_step"] or 0
+    wait_for(lambda: (daemon.training()["global_step"] or 0) > at)
+    return daemon.post("/v1/versions", {"description": text})
 
 
 def test_rollback_commits_an_older_version_and_training_goes_on_from_it(daemon):
-    first = daemon.post("/v1/versions", {"description": "the first"})
-    assert first["number"] == 1 and first["description"] == "the first"
-    assert first["automatic"] is False
-    at = daemon.training()["global_step"]
-    wait_for(lambda: daemon.training()["global_step"] > at + 5)
+    first = make(daemon, "the first")
+    assert first["description"] == "the first" and first["automatic"] is False
     with daemon.events() as stream:
-        second = daemon.post("/v1/versions", {"description": "the second"})
-        stream.until("versions", lambda data: data["latest"] == 2)
+        second = make(daemon, "the second")
+        stream.until("versions", lambda data: data["latest"] == second["number"])
     assert second["global_step"] > first["global_step"]
     answer = daemon.post("/v1/versions/rollback", timeout_s=60)
-    assert answer["restored"]["number"] == 1
+    assert answer["restored"]["number"] == first["number"]
     daemon.until_training("training")
     newest = wait_for(lambda: checkpoints.newest_verified(daemon.workspace.current_model))
     assert newest.manifest.lineage == 1
@@ -44,7 +50,7 @@ def test_rollback_commits_an_older_version_and_training_goes_on_from_it(daemon):
 
 
 def test_restore_of_a_damaged_version_is_refused_and_training_goes_on(daemon):
-    version = daemon.post("/v1/versions", {"description": "good"})
+    version = make(daemon, "good")
     folder = daemon.workspace.versions / version["name"]
     weights = folder / "model.safetensors"
     weights.chmod(0o600)
@@ -53,52 +59,49 @@ def test_restore_of_a_damaged_version_is_refused_and_training_goes_on(daemon):
     weights.unlink()
     weights.write_bytes(data)
     trainer = daemon.training()["trainer_pid"]
-    refused = daemon.call("POST", "/v1/versions/1/restore", {})
+    refused = daemon.call("POST", f"/v1/versions/{version['number']}/restore", {})
     assert refused.status == 409 and "damaged" in refused.json["detail"]
     assert daemon.training()["trainer_pid"] == trainer, "the trainer was not even stopped"
-    assert daemon.get("/v1/versions/1")["state"] == "corrupt"
+    assert daemon.get(f"/v1/versions/{version['number']}")["state"] == "corrupt"
     assert daemon.training()["state"] in ("training", "saving")
 
 
 def test_a_pause_holds_over_a_restore(daemon):
-    daemon.post("/v1/versions", {"description": "v"})
+    number = make(daemon, "v")["number"]
     daemon.post("/v1/training/pause")
-    answer = daemon.post("/v1/versions/1/restore", timeout_s=60)
+    answer = daemon.post(f"/v1/versions/{number}/restore", timeout_s=60)
     assert answer["status"]["training"]["state"] == "paused"
     assert answer["status"]["training"]["trainer_pid"] is None
+    daemon.post("/v1/training/resume")
+    daemon.until_training("training")
 
 
 def test_files_of_a_version_are_served_in_ranges_with_their_hash(daemon):
-    daemon.post("/v1/versions", {"description": "v"})
-    whole = daemon.call("GET", "/v1/versions/1/files/model.safetensors")
+    at = f"/v1/versions/{make(daemon, 'v')['number']}/files"
+    whole = daemon.call("GET", f"{at}/model.safetensors")
     digest = hashlib.sha256(whole.body).hexdigest()
     assert whole.headers["etag"] == f'"{digest}"'
-    part = daemon.call(
-        "GET", "/v1/versions/1/files/model.safetensors", headers={"Range": "bytes=8-15"}
-    )
+    part = daemon.call("GET", f"{at}/model.safetensors", headers={"Range": "bytes=8-15"})
     assert part.status == 206 and part.body == whole.body[8:16]
-    same = daemon.call(
-        "GET", "/v1/versions/1/files/model.safetensors", headers={"If-None-Match": f'"{digest}"'}
-    )
+    known = {"If-None-Match": f'"{digest}"'}
+    same = daemon.call("GET", f"{at}/model.safetensors", headers=known)
     assert same.status == 304 and not same.body
     for name in ("../../config.toml", "nothing", "%2e%2e/VERSION.json"):
-        assert daemon.call("GET", f"/v1/versions/1/files/{name}").status == 404
+        assert daemon.call("GET", f"{at}/{name}").status == 404
 
 
 def test_pin_delete_and_undelete(daemon):
-    for text in ("a", "b", "c"):
-        at = daemon.training()["global_step"]
-        wait_for(lambda at=at: daemon.training()["global_step"] > at)
-        daemon.post("/v1/versions", {"description": text})
-    daemon.post("/v1/versions/1/pin")
-    refused = daemon.call("DELETE", "/v1/versions/1")
+    numbers = [make(daemon, text)["number"] for text in "abc"]
+    old = numbers[0]
+    daemon.post(f"/v1/versions/{old}/pin")
+    refused = daemon.call("DELETE", f"/v1/versions/{old}")
     assert refused.status == 409 and "pinned" in refused.json["detail"]
-    daemon.post("/v1/versions/1/unpin")
-    assert daemon.call("DELETE", "/v1/versions/1").status == 200
-    numbers = [version["number"] for version in daemon.get("/v1/versions")["versions"]]
-    assert numbers == [3, 2]
-    daemon.post("/v1/versions/1/undelete")
-    assert daemon.get("/v1/versions/1")["description"] == "a"
+    daemon.post(f"/v1/versions/{old}/unpin")
+    assert daemon.call("DELETE", f"/v1/versions/{old}").status == 200
+    there = [version["number"] for version in daemon.get("/v1/versions")["versions"]]
+    assert old not in there and there[:2] == numbers[:0:-1]
+    daemon.post(f"/v1/versions/{old}/undelete")
+    assert daemon.get(f"/v1/versions/{old}")["description"] == "a"
 
 
 def test_versions_are_made_by_themselves(serve):

@@ -10,12 +10,15 @@ import json
 import os
 import random
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import invariants
 import pytest
-from daemon_harness import Harness, chat_rows, make_workspace, wait_for
+from daemon_harness import Harness, chat_rows, make_workspace, plant, wait_for
 
 from trainer_tui.safety import processes
 
@@ -152,3 +155,34 @@ def test_of_daemons_started_at_once_exactly_one_serves(tmp_path, request):
 def _ended(started, count):
     found = [process for process in started if process.poll() is not None]
     return found if len(found) == count else None
+
+
+@pytest.mark.end_to_end
+def test_the_api_keeps_its_own_openapi_document(tmp_path, request):
+    if not request.config.getoption("--torture"):
+        pytest.skip("minutes long: make torture")
+    schemathesis = Path(sys.executable).with_name("schemathesis")
+    if not schemathesis.exists():
+        pytest.skip("schemathesis is not installed: pip install schemathesis")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = f'[api]\nlisten = "127.0.0.1:{port}"\ntoken = "t"\n'
+    workspace = make_workspace(tmp_path / "ws", settings)
+    for name in ("a.jsonl", "b.jsonl"):
+        plant(workspace, name)
+    daemon = Harness(workspace).start()
+    try:
+        done = subprocess.run(
+            [str(schemathesis), "run", f"http://127.0.0.1:{port}/v1/openapi.json"]
+            + ["-H", "Authorization: Bearer t", "--exclude-path", "/v1/events"]
+            + ["--max-examples", "20", "--phases", "coverage,fuzzing", "--seed", "1"]
+            + ["--checks", "not_a_server_error,status_code_conformance,content_type_conformance"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+        assert daemon.status()["training"]["restarts"] == 0
+    finally:
+        daemon.close()
