@@ -173,14 +173,16 @@ def test_the_api_keeps_its_own_openapi_document(tmp_path, request):
         plant(workspace, name)
     daemon = Harness(workspace).start()
     try:
+        checks = "not_a_server_error,status_code_conformance,content_type_conformance"
+        options = ["-H", "Authorization: Bearer t", "--exclude-path", "/v1/events"]
+        options += ["--max-examples", "20", "--phases", "coverage,fuzzing", "--seed", "1"]
+        document = f"http://127.0.0.1:{port}/v1/openapi.json"
         done = subprocess.run(
-            [str(schemathesis), "run", f"http://127.0.0.1:{port}/v1/openapi.json"]
-            + ["-H", "Authorization: Bearer t", "--exclude-path", "/v1/events"]
-            + ["--max-examples", "20", "--phases", "coverage,fuzzing", "--seed", "1"]
-            + ["--checks", "not_a_server_error,status_code_conformance,content_type_conformance"],
+            [str(schemathesis), "run", document, *options, "--checks", checks],
             capture_output=True,
             text=True,
             check=False,
+            cwd=tmp_path,
         )
         assert done.returncode == 0, done.stdout[-4000:]
         assert daemon.status()["training"]["restarts"] == 0
