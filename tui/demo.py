@@ -78,7 +78,9 @@ def run(folder: Path, *, headless: bool, rows: int = ROWS) -> int:
     from trainer_tui.tui import app as screen
 
     context.explicit = root
-    return screen.run(space.root, socket=space.socket, read_only=False)
+    code = screen.run(space.root, socket=space.socket, read_only=False)
+    print(f"  back to the demo: {sys.argv[0]} -w {folder}; its end: touch {folder}/.stop")
+    return code
 
 
 def _clear(space: Workspace) -> None:
