@@ -47,7 +47,8 @@ def show(
     for name, value in flat.items():
         print(f"{name} = {value!r}")
     for edit in found.get("pending", []):
-        print(f"pending: {edit}")
+        when = str(edit.get("when", "")).replace("_", " ")
+        print(f"pending: {edit['key']} {edit.get('old')!r} -> {edit.get('new')!r} ({when})")
 
 
 @app.command("set")
