@@ -103,6 +103,12 @@ def test_default_config_names_every_key_with_its_default() -> None:
     assert config.parse(config_edit.default_text(), ROOT / "config.toml") == config.Config()
 
 
+def test_a_wheel_has_every_folder_of_code() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES}
+    assert set(listed) == {f"trainer_tui.{'.'.join(folder.parts)}" for folder in folders}
+
+
 def test_every_dependency_has_its_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
