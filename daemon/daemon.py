@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
-from trainer_tui.daemon import api, api_jobs, eta, status, undo
+from trainer_tui.daemon import api, api_jobs, disk_watch, eta, status, undo
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.disk_watch import DiskWatch
@@ -95,6 +95,7 @@ class Daemon:
         self._inbox = Inbox(
             self._workspace, self._settings, self._desk, self._teller, self._run_tag
         )
+        self._inbox.why_not = self._why_no_intake
         self._undo = UndoLog(self._workspace, self._apply)
         sources = status.Sources(
             self._workspace,
@@ -238,6 +239,12 @@ class Daemon:
         self._rounds.orphans_left = False
         self._training.blocker = await asyncio.to_thread(self._rounds.find_blocker)
         self._training.poke()
+
+    def _why_no_intake(self) -> str:
+        """A full disk, or a training that was given up, takes no more files in."""
+        if self._training.intent.training == "degraded":
+            return "training was given up; trainer-tui resume tries again"
+        return self._training.holds.get(disk_watch.KIND, "")
 
     def _job_context(self) -> Context:
         """What views of jobs depend on, at this moment."""

@@ -213,7 +213,7 @@ class DiskWatch:
         if found.free_bytes >= enough:
             if holding:
                 del self._training.holds[KIND]
-                self._inbox.hold = ""
+                self._inbox.wake()
                 self._teller.say("info", KIND, "there is room on the disk again: training goes on")
                 self._training.poke()
             return
@@ -221,5 +221,4 @@ class DiskWatch:
         if not holding:
             self._teller.say("error", KIND, f"training waits: {why}", hint="trainer-tui disk")
         self._training.holds[KIND] = why
-        self._inbox.hold = why
         self._training.poke()

@@ -34,7 +34,8 @@ class Figures:
     loss: float | None = None
     loss_ema: float | None = None
     val_loss: float | None = None
-    best_val_loss: float | None = None
+    best_val_loss: float | None = None  # of the whole set in use: other figures do not compare
+    val_set: str = ""
     seen_evaluations: int = 0
     learning_rate: float | None = None
     grad_norm: float | None = None
@@ -108,11 +109,20 @@ class Figures:
         best = False
         if message.series == "fixed" and math.isfinite(message.loss):
             self.val_loss = message.loss
-            self.seen_evaluations += 1
-            best = self.best_val_loss is None or message.loss < self.best_val_loss
-            self.best_val_loss = message.loss if best else self.best_val_loss
+            best = self._best(message)
         name = SERIES_OF.get(message.series, message.series)
         return points(message.global_step, {name: message.loss}), best
+
+    def _best(self, message: Evaluated) -> bool:
+        """Slices are of other rows each time, and a new set begins anew."""
+        if message.set_id != self.val_set:
+            self.val_set, self.seen_evaluations, self.best_val_loss = message.set_id, 0, None
+        if not message.whole:
+            return False
+        self.seen_evaluations += 1
+        best = self.best_val_loss is None or message.loss < self.best_val_loss
+        self.best_val_loss = message.loss if best else self.best_val_loss
+        return best
 
 
 def points(step: int, values: dict[str, float]) -> list[Point]:

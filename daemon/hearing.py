@@ -13,7 +13,7 @@ from typing import assert_never
 from trainer_tui.daemon import again
 from trainer_tui.daemon.figures import SERIES_OF
 from trainer_tui.daemon.training_state import Means, TrainingState
-from trainer_tui.safety import clock, manifest, messages
+from trainer_tui.safety import clock, crash, manifest, messages
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import Manifest
 
@@ -135,7 +135,7 @@ class Hearing(TrainingState):
             message.job_id,
             message.error_class,
             message.message,
-            message.hint,
+            message.hint or crash.advice(message.error_class),
             message.fraction,
         )
         level = "info" if message.error_class == "skipped" else "error"
@@ -181,7 +181,7 @@ class Hearing(TrainingState):
             self._trained.discard(job_id)
             done.append(job_id)
             self._means.teller.say(
-                "info", "job", f"{entry.name} is done: {entry.rows} rows", job=job_id
+                "info", "job", f"#{job_id} {entry.name} is done: {entry.rows} rows", job=job_id
             )
         for listener in self.after_commit:
             listener(found, done)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from watchfiles import awatch
@@ -48,7 +49,7 @@ class Inbox:
         self._wake = asyncio.Event()
         self._not_before: dict[Path, tuple[Source, float]] = {}
         self._said: dict[Path, Source] = {}
-        self.hold = ""  # why nothing is taken now (the disk is full); empty: all is well
+        self.why_not: Callable[[], str] = lambda: ""  # why nothing is taken now
 
     # --- the inbox -------------------------------------------------------------------------------
 
@@ -65,6 +66,10 @@ class Inbox:
                         await self._wake.wait()
         finally:
             watching.cancel()
+
+    def wake(self) -> None:
+        """Look at once: what held it back is over."""
+        self._wake.set()
 
     async def close(self) -> None:
         await self._worker.close()
@@ -92,7 +97,7 @@ class Inbox:
 
     async def _look_once(self) -> float:
         """Look, take what is ready, and say when to look again (seconds)."""
-        if self.hold:
+        if self.why_not():
             return self._settings.config.poll_interval
         now_s = clock.monotonic_s()
         found = await asyncio.to_thread(self._look.look, now_s)
@@ -173,8 +178,8 @@ class Inbox:
             Refused: it cannot be taken (no plain file, still being written, a duplicate).
             DataProblem: there is nothing in it to train on.
         """
-        if self.hold:
-            raise Refused(f"no file is taken now: {self.hold}")
+        if why := self.why_not():
+            raise Refused(f"no file is taken now: {why}")
         reply = await self._worker.take(
             path, priority, again=again, keep_original=True, added_by=added_by
         )

@@ -160,6 +160,8 @@ def test_crash_loop_at_start_ends_in_degraded_and_resume_tries_again(serve):
     assert training["restarts"] == 3
     assert "does not restart" in training["reason"]
     assert daemon.job("a.jsonl")["attempts"] == 0
+    refused = daemon.call("POST", "/v1/jobs", {"path": "/etc/hostname"})
+    assert refused.status == 409 and "given up" in refused.json["detail"]
     set_stub(daemon.workspace)
     daemon.post("/v1/training/resume")
     daemon.until_job("a.jsonl", "completed")
