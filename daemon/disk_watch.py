@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +25,6 @@ from trainer_tui.daemon.inbox import Inbox
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
-from trainer_tui.data import token_cache
 from trainer_tui.safety import checkpoints, clock, disk, durable
 from trainer_tui.safety.disk import Ballast, Forecast, Freed, Offer, Owner
 from trainer_tui.safety.errors import TrainerTuiError
@@ -33,6 +34,7 @@ from trainer_tui.versions.spare import VersionsOwner
 log = logging.getLogger("daemon")
 LOOK_EVERY_S = 10.0
 FORECAST_EVERY_S = 300.0
+EVICT_TIMEOUT_S = 120.0
 BALLAST_AFTER_S = 60.0
 HISTORY = 288  # a day of them
 WARN_AHEAD_S = 6 * 3600.0
@@ -77,7 +79,22 @@ def _delete(path: Path) -> None:
 
 
 def _evict(cache: Path) -> None:
-    token_cache.evict(cache, 0)
+    """In a process of its own: the cache's room imports what this one has no room for.
+
+    Raises:
+        OSError: it could not be done.
+    """
+    program = (
+        "import sys; from pathlib import Path; from trainer_tui.data import token_cache;"
+        "token_cache.evict(Path(sys.argv[1]), 0)"
+    )
+    command = [sys.executable, "-P", "-c", program, str(cache)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=EVICT_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as problem:
+        raise OSError(f"the cache was not emptied: {problem}") from None
+    if done.returncode:
+        raise OSError(f"the cache was not emptied: {done.stderr.decode('utf-8', 'replace')[-300:]}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,8 @@ class Hearing(TrainingState):
         )
 
     async def _committed(self, message: messages.Committed) -> None:
+        if message.reason in ("asked", "unchanged"):
+            self.saves_answered += 1
         self.aftermath.begin_anew()
         self.figures.saved_step, self.figures.checkpoint = message.global_step, message.folder
         self._means.teller.say(

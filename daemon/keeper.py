@@ -72,7 +72,7 @@ class Keeper:
             Refused: nothing was ever committed, or the trainer did not commit.
         """
         async with self._changing:
-            await save_now(self._training, SAVE_TIMEOUT_S)
+            await save_now(self._training, SAVE_TIMEOUT_S, evaluate_whole=True)
             folder = self._newest_folder()
             version = await self.ask(lambda store: store.create(folder, description))
             await self._changed(f"{version.name} was made at step {version.global_step}")
@@ -202,20 +202,30 @@ class Keeper:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-async def save_now(training: Training, timeout_s: float) -> bool:
+async def save_now(training: Training, timeout_s: float, *, evaluate_whole: bool = False) -> bool:
     """Have every step that is done by now committed; False when all were.
+
+    `evaluate_whole`: with the loss of the whole validation set, also when all were.
 
     Raises:
         Refused: the trainer ended, or did not commit in time.
     """
     trainer = training.trainer
     done_step = training.step_of_now()
-    if trainer is None or training.saved(done_step):
+    if trainer is None:
         return False
-    training.send(messages.SaveNow())
-    in_time = await training.until(
-        lambda: training.saved(done_step) or training.trainer is not trainer, timeout_s
-    )
+    if training.saved(done_step):
+        nothing_to_measure = training.step_of_now() == 0 or not training.present.ready
+        if not evaluate_whole or nothing_to_measure:
+            return False
+    answered = training.saves_answered
+    training.send(messages.SaveNow(evaluate_whole))
+
+    def saved() -> bool:
+        heard = training.saves_answered > answered or not evaluate_whole
+        return heard and training.saved(done_step)
+
+    in_time = await training.until(lambda: saved() or training.trainer is not trainer, timeout_s)
     if training.saved(done_step):
         return True
     if in_time:

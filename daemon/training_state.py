@@ -64,6 +64,7 @@ class TrainingState:
         self._failed: messages.Failed | None = None
         self._said_stopping = False
         self._resuming = False
+        self.saves_answered = 0
         self._trained: set[int] = set()
         self._started_fractions: dict[int, float] = {}
         self._idle_since_s = 0.0

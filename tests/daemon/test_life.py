@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from daemon_harness import Harness, make_workspace, plant, set_stub, wait_for
 
@@ -149,3 +150,12 @@ def test_broken_history_is_moved_aside_and_said(serve):
     assert "could not be used" in (daemon.workspace.logs / "daemon.log").read_text()
     set_stub(daemon.workspace)
     assert daemon.said("the daemon serves")
+
+
+def test_the_daemon_stays_light(idle):
+    """Heavy imports belong to its children: under 120 MB, and a start that does not wait."""
+    process = psutil.Process(idle.process.pid)
+    assert process.memory_info().rss < 120e6
+    maps = {Path(entry.path).name for entry in process.memory_maps()}
+    for heavy in ("libtorch", "tokenizers", "_multiarray_umath"):
+        assert not any(heavy in name for name in maps), heavy
