@@ -1,8 +1,9 @@
 """Rows that measure and are never trained: the fixed set of the workspace, the holdout of a file.
 
 Invariant: a set is immutable and named by its content; it grows by being followed by a larger one,
-until it is frozen. A row of a set never trains while the set is in use, wherever it comes from.
-The choice of rows is a pure function of their content and the seed.
+until it has enough rows to measure by, and is frozen then: losses of two sets are not comparable,
+so there are few of them and all early. A row of a set never trains while the set is in use,
+wherever it comes from. The choice of rows is a pure function of their content and the seed.
 
 On disk: `set-<sequence>-<id>/` with `rows.jsonl` and `meta.json`, committed by one rename; the
 newest sequence is the one in use, so there is no pointer to lose. A person's own `validation.jsonl`
@@ -32,6 +33,7 @@ from trainer_tui.safety.errors import DataProblem, NotFound
 
 USER_FILE = "validation.jsonl"
 HOLDOUT_FROM_ROWS = 100
+ENOUGH_ROWS = 200  # a set of this size no longer waits for the files that would make it larger
 
 
 class SetMeta(msgspec.Struct, frozen=True):
@@ -128,15 +130,20 @@ def contribute(
 ) -> ValidationSet | None:
     """The set in use, after this file has given rows to it if it still grows.
 
-    Called before a file's plan is made. A file gives once (calling again changes nothing), and
-    never more than `share_of_file` of its rows. None when there is no set and none is wanted.
+    The set is frozen by the first file after which it has `ENOUGH_ROWS`, or `settings.rows` when
+    fewer are wanted. Called before a file's plan is made. A file gives once (calling again changes
+    nothing), and never more than `share_of_file` of its rows. None when there is no set and none
+    is wanted.
 
     Raises:
         DataProblem: the user's own validation file has a line that is not a row.
     """
     newest = adopt_user_file(folder, limits)
-    if newest is not None and (newest.meta.frozen or file_sha256 in newest.meta.sources):
-        return newest
+    enough = min(settings.rows, ENOUGH_ROWS)
+    if newest is not None:
+        settled = newest.meta.frozen or newest.rows >= enough
+        if settled or file_sha256 in newest.meta.sources:
+            return newest
     have = newest.rows if newest else 0
     missing = settings.rows - have
     chosen = choose_rows(tokens, int(settings.share_of_file * _row_count(tokens)), seed)
@@ -148,7 +155,7 @@ def contribute(
     rows = [row.as_json() for row in newest.conversations()] if newest else []
     sources = [*(newest.meta.sources if newest else []), file_sha256]
     text = [*rows, *given]
-    return _commit(folder, newest, text, sources, frozen=len(text) >= settings.rows)
+    return _commit(folder, newest, text, sources, frozen=len(text) >= enough)
 
 
 def adopt_user_file(folder: Path, limits: Limits | None = None) -> ValidationSet | None:

@@ -58,19 +58,29 @@ class Result:
 class Budget:
     """How much evaluation the training so far has paid for.
 
-    The first look at a series is free: without it there is nothing to compare with.
+    Half of what is earned is kept for the next look at the whole fixed set until that is paid;
+    slices have the rest. The first look at a series is free: without it there is nothing to
+    compare with. Looks that somebody asked for are a debt that later ones pay.
     """
 
     time_share: float
     seconds_left: float = 0.0
+    kept_for_whole_s: float = 0.0
+    whole_tokens: int = 0
     seconds_per_token: float | None = None
     _free: set[tuple[str, str]] = field(default_factory=set)
 
     def earn(self, trained_s: float) -> None:
-        self.seconds_left += trained_s * self.time_share
+        earned_s = trained_s * self.time_share
+        cost_s = self.whole_tokens * (self.seconds_per_token or 0.0)
+        kept_s = min(earned_s / 2, max(0.0, cost_s - self.kept_for_whole_s))
+        self.kept_for_whole_s += kept_s
+        self.seconds_left += earned_s - kept_s
 
-    def spend(self, seconds: float, tokens: int) -> None:
-        self.seconds_left -= seconds
+    def spend(self, seconds: float, tokens: int, *, whole: bool = False) -> None:
+        kept_s = min(seconds, self.kept_for_whole_s) if whole else 0.0
+        self.kept_for_whole_s -= kept_s
+        self.seconds_left -= seconds - kept_s
         if tokens:
             self.seconds_per_token = seconds / tokens
 
@@ -86,6 +96,12 @@ class Budget:
         if self.seconds_per_token is None:
             return True
         return tokens * self.seconds_per_token <= self.seconds_left
+
+    def affords_whole(self) -> bool:
+        if self.seconds_per_token is None:
+            return True
+        cost_s = self.whole_tokens * self.seconds_per_token
+        return cost_s <= self.seconds_left + self.kept_for_whole_s
 
 
 def slice_of(count: int, slice_rows: int, turn: int) -> list[int]:
@@ -130,11 +146,12 @@ class Evaluator:
             documents = documents[:paid]
         return self._measure(series, documents)
 
-    def whole(self, series: Series) -> Result | None:
-        """The whole set when the budget pays for it; None when it does not."""
+    def whole(self, series: Series, *, wanted: bool = False) -> Result | None:
+        """The whole set when the budget pays for it or it is `wanted`; None when it is not."""
         documents = [series.document(i) for i in range(series.count)]
+        self.budget.whole_tokens = sum(len(ids) for ids, _ in documents)
         small = series.count <= self.slice_rows and self.budget.first_look(series)
-        if not small and not self.budget.affords(sum(len(ids) for ids, _ in documents)):
+        if not (wanted or small or self.budget.affords_whole()):
             return None
         return self._measure(series, documents)
 
@@ -170,7 +187,9 @@ class Evaluator:
             return None
         sums, counts = measured
         seconds = clock.monotonic_s() - started_s
-        self.budget.spend(seconds, sum(len(ids) for ids, _ in documents))
+        whole = len(documents) == series.count
+        tokens = sum(len(ids) for ids, _ in documents)
+        self.budget.spend(seconds, tokens, whole=whole and series.name == "fixed")
         supervised = sum(counts)
         loss = sum(sums) / max(supervised, 1)
         return Result(
@@ -181,7 +200,7 @@ class Evaluator:
             rows=len(documents),
             supervised_tokens=supervised,
             seconds=seconds,
-            whole=len(documents) == series.count,
+            whole=whole,
         )
 
     def _losses(self, documents: list[TokenMask]) -> tuple[list[float], list[int]] | None:

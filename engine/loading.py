@@ -29,7 +29,7 @@ from trainer_tui.engine.optimizer import AdamSettings, MasterAdamW, Moments, Pre
 from trainer_tui.engine.progress import Identity, Progress, from_manifest
 from trainer_tui.safety import checkpoints, durable
 from trainer_tui.safety.checkpoints import BAD_SUFFIX, Newest
-from trainer_tui.safety.config import Config, base_model_folder, config_hash
+from trainer_tui.safety.config import Config, base_model_folder, config_hash, shaping_settings
 from trainer_tui.safety.errors import Corrupt, Refused
 from trainer_tui.safety.workspace import Workspace
 
@@ -112,7 +112,11 @@ def load(
     report = template.check()
     notes += report.notes
     identity = Identity(
-        config_hash(config), template.template_hash, template.tokenizer_hash, config.model_name
+        config_hash(config),
+        template.template_hash,
+        template.tokenizer_hash,
+        config.model_name,
+        _shown_settings(config),
     )
     rng.seed_all(config.seed)
     model = load_model(newest.folder if newest else base, precision.weights).to(device)
@@ -134,6 +138,13 @@ def load(
         state=state,
         notes=notes,
     )
+
+
+def _shown_settings(config: Config) -> dict[str, Any]:
+    """For whoever compares versions. Not the second location: a version may be given away."""
+    settings = shaping_settings(config)
+    settings["versioning"].pop("second_location", None)
+    return settings
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -15,6 +15,7 @@ from typing import assert_never
 
 from trainer_tui.engine.commit_policy import Reason
 from trainer_tui.engine.feed import JobRefusal, Opener
+from trainer_tui.engine.measuring import Measuring
 from trainer_tui.engine.saver import Saver
 from trainer_tui.engine.session import Session
 from trainer_tui.engine.work import StopFile, Work
@@ -69,12 +70,19 @@ State = Hungry | Training | Halted | Leaving
 
 
 class Loop:
-    """`make_work` turns an opened job into the work on it."""
+    """`make_work` turns an opened job into the work on it; `idle_measuring` measures without."""
 
-    def __init__(self, session: Session, opener: Opener, make_work: Callable[..., Work]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        opener: Opener,
+        make_work: Callable[..., Work],
+        idle_measuring: Callable[[Opener], Measuring],
+    ) -> None:
         self._session = session
         self._opener = opener
         self._make_work = make_work
+        self._idle_measuring = idle_measuring
         self._saver = Saver(session)
         self._state: State = Hungry()
         self._offered: deque[Train] = deque()
@@ -112,6 +120,8 @@ class Loop:
                 work.step()
                 if not work.job.finished:  # the end of a file has a commit rule of its own
                     self._saver.poll()
+                    if self._saver.due() is not None and not self._saver.busy:
+                        work.measure_whole()  # when time allows: a checkpoint says how good it is
                     self._saver.if_due()
         except StopFile as stop:
             self._set_aside(work, stop.incident.kind, stop.incident.text, "skip")
@@ -177,8 +187,8 @@ class Loop:
                 self._stop(after_file)
             case Skip(job_id):
                 self._skip(job_id)
-            case SaveNow():
-                self._save_now()
+            case SaveNow(evaluate_whole):
+                self._save_now(evaluate_whole)
             case Reconfigure(values):
                 self._session.reconfigure(values)
             case _:
@@ -227,13 +237,29 @@ class Loop:
         else:
             self._state = Leaving("stopped", "stop")
 
-    def _save_now(self) -> None:
+    def _save_now(self, evaluate_whole: bool = False) -> None:
         session, before = self._session, self._session.saved_step
+        measured = session.progress.measured
+        if evaluate_whole:
+            self._measure_whole()
         had = self._saver.anything_unsaved
-        self._saver.now("asked")
+        self._saver.now("asked", again=session.progress.measured != measured)
         if not had and session.saved_step == before:
             step, folder = session.saved_step, session.progress.parent
             session.control.say(Committed(step, folder, 0, 0.0, "unchanged"))
+
+    def _measure_whole(self) -> None:
+        """Somebody makes a version: it carries the loss of this very step."""
+        match self._state:
+            case Training(work) | Halted(Work() as work):
+                try:
+                    work.measure_whole(wanted=True)
+                except StopFile as stop:
+                    self._set_aside(work, stop.incident.kind, stop.incident.text, "skip")
+            case Hungry() | Halted(None):
+                self._idle_measuring(self._opener).whole(wanted=True)
+            case _:
+                pass  # leaving
 
     def _skip(self, job_id: int) -> None:
         match self._state:

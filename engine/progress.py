@@ -6,7 +6,9 @@ resume point. It becomes true on disk only as the manifest of a committed checkp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from trainer_tui.engine.schedule import CoolDown
 from trainer_tui.safety import clock
@@ -17,7 +19,8 @@ from trainer_tui.safety.manifest import Cursor, LedgerEntry, LedgerHead, Manifes
 @dataclass(frozen=True, slots=True)
 class Progress:
     """`completed`: finished files that no committed ledger lists yet. `cursors`: one per started
-    file that is not finished, files that were set aside included."""
+    file that is not finished, files that were set aside included. `measured`: step and set id of
+    the last look at the whole fixed set, whose loss is `validation["fixed"]`."""
 
     global_step: int = 0
     lineage: int = 0
@@ -33,6 +36,7 @@ class Progress:
     warmup_origin: int = 0
     cool_down: CoolDown | None = None
     validation: dict[str, float] = field(default_factory=dict)
+    measured: tuple[int, str] | None = None
     spent_s: dict[int, float] = field(default_factory=dict)  # seconds trained, per started job
     val_before: dict[int, float] = field(default_factory=dict)
 
@@ -83,6 +87,7 @@ class Identity:
     template_hash: str
     tokenizer_hash: str
     base_model: str
+    config: dict[str, Any] = field(default_factory=dict)  # the settings behind `config_hash`
 
 
 def to_manifest(progress: Progress, identity: Identity, reason: str) -> Manifest:
@@ -112,9 +117,16 @@ def to_manifest(progress: Progress, identity: Identity, reason: str) -> Manifest
             "skipped_steps": progress.skipped_steps,
             "cool_down": [cool_down.origin, cool_down.steps] if cool_down else None,
             "spent_s": {str(job): seconds for job, seconds in progress.spent_s.items()},
-            "val_before": {str(job): loss for job, loss in progress.val_before.items()},
+            "val_before": {str(job): x for job, x in progress.val_before.items() if _finite(x)},
+            "measured": list(progress.measured) if progress.measured else None,
+            "config": identity.config,
         },
     )
+
+
+def _finite(value: float | None) -> bool:
+    """JSON has no NaN: written as it is, it would come back as nothing."""
+    return value is not None and math.isfinite(value)
 
 
 def from_manifest(manifest: Manifest, folder: str) -> Progress:
@@ -125,7 +137,8 @@ def from_manifest(manifest: Manifest, folder: str) -> Progress:
     """
     extra = manifest.extra
     try:
-        cool_down = extra.get("cool_down")
+        cool_down, measured = extra.get("cool_down"), extra.get("measured")
+        before = extra.get("val_before", {})
         return Progress(
             global_step=manifest.global_step,
             lineage=manifest.lineage,
@@ -141,7 +154,8 @@ def from_manifest(manifest: Manifest, folder: str) -> Progress:
             cool_down=CoolDown(int(cool_down[0]), int(cool_down[1])) if cool_down else None,
             validation=dict(manifest.validation),
             spent_s={int(k): float(v) for k, v in extra.get("spent_s", {}).items()},
-            val_before={int(k): float(v) for k, v in extra.get("val_before", {}).items()},
+            measured=(int(measured[0]), str(measured[1])) if measured else None,
+            val_before={int(k): float(v) for k, v in before.items() if _finite(v)},
         )
     except (TypeError, ValueError, IndexError, AttributeError) as problem:
         raise Corrupt(f"{folder}: the manifest's figures make no sense: {problem}") from None

@@ -53,6 +53,12 @@ class Saver:
 
     def if_due(self, *, at_file_end: bool = False) -> None:
         """Begin a commit when the policy says so; never waits for the disk."""
+        reason = self.due(at_file_end=at_file_end)
+        if reason is not None:
+            self.begin(reason)
+
+    def due(self, *, at_file_end: bool = False) -> Reason | None:
+        """Why a commit is due now; None when none is."""
         session, config = self._session, self._session.config
         listed = {entry.job_id for entry in self._captured.completed}
         unsaved = Unsaved(
@@ -61,9 +67,9 @@ class Saver:
             clock.monotonic_s() - session.committer.last_commit_s,
         )
         policy = SavePolicy(config.save_steps, config.min_save_interval_s)
-        reason = due(policy, unsaved, at_file_end=at_file_end)
-        if reason is not None and session.watch.nan_steps == 0:
-            self.begin(reason)
+        if session.watch.nan_steps:
+            return None
+        return due(policy, unsaved, at_file_end=at_file_end)
 
     def begin(self, reason: Reason) -> None:
         """Begin a commit of whatever is unsaved, or remember to when one is under way."""
@@ -74,8 +80,8 @@ class Saver:
             if self.anything_unsaved:
                 self._begin(reason)
 
-    def now(self, reason: Reason) -> None:
-        """Commit everything, and come back when it is durable.
+    def now(self, reason: Reason, *, again: bool = False) -> None:
+        """Commit everything, and come back when it is durable. `again`: even if all is saved.
 
         Raises:
             SaveFailed, NotFinite.
@@ -83,7 +89,7 @@ class Saver:
         session = self._session
         session.read_late_figures()
         self._finish()
-        if self.anything_unsaved:
+        if self.anything_unsaved or again:
             self._begin(reason)
             self._finish()
 

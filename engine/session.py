@@ -60,7 +60,6 @@ class Session:
     saved_step: int
     pinned: dict[int, Pinned] = field(default_factory=dict)
     last_good: Boundary | None = None
-    measured: tuple[int, str] | None = None  # step and set of the last whole evaluation
     read_late_figures: Callable[[], None] = lambda: None
 
     def boundary(self) -> Boundary:

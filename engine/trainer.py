@@ -23,12 +23,14 @@ from trainer_tui.engine.checkpoint_files import Place
 from trainer_tui.engine.control import Control
 from trainer_tui.engine.evaluate import Budget, Evaluator, Series
 from trainer_tui.engine.fast_blocks import compile_blocks, recompute_activations
-from trainer_tui.engine.feed import Job, Opener, rendered
+from trainer_tui.engine.feed import Job, Opener, Pinned, rendered
 from trainer_tui.engine.head_loss import verify_head
 from trainer_tui.engine.incidents import Watch
 from trainer_tui.engine.loading import Loaded, load
 from trainer_tui.engine.loop import Loop
+from trainer_tui.engine.measuring import Measuring
 from trainer_tui.engine.metrics import Meter, Sink, open_sinks
+from trainer_tui.engine.profiles import Profile
 from trainer_tui.engine.saver import Saver
 from trainer_tui.engine.session import Session
 from trainer_tui.engine.step import Stepper
@@ -168,7 +170,7 @@ class Trainer:
             self._workspace, session.config, loaded.template, loaded.stop_id, session.heart.beat
         )
         try:
-            Loop(session, opener, self._make_work).run()
+            Loop(session, opener, self._make_work, self._idle_measuring).run()
         except TooManyNans:
             # The updates were skipped, so the weights are still those of the last good boundary.
             session.read_late_figures = lambda: None
@@ -183,6 +185,20 @@ class Trainer:
 
     def _make_work(self, job: Job) -> Work:
         session = self._session
+        measuring = self._measuring_with(job.profile)
+        measuring.job_id = job.train.job_id
+        remembered = _Remembered(self._workspace, session)
+        self._work = Work(session, job, measuring, self._sinks, remembered.note)
+        return self._work
+
+    def _idle_measuring(self, opener: Opener) -> Measuring:
+        """Of the state between two files, with the behaviour profile that the settings name."""
+        profile, _ = opener.profile(Pinned.from_config(self._session.config))
+        self._session.stepper.shape = profile.shape
+        return self._measuring_with(profile)
+
+    def _measuring_with(self, profile: Profile) -> Measuring:
+        session = self._session
         evaluator = Evaluator(
             stepper=session.stepper,
             budget=self._budget,
@@ -190,13 +206,9 @@ class Trainer:
             beat=session.heart.beat,
             urgent=lambda: session.control.urgent,
         )
-        remembered = _Remembered(self._workspace, session)
-        self._work = Work(
-            session, job, evaluator, self._fixed_series(job), self._sinks, remembered.note
-        )
-        return self._work
+        return Measuring(session, evaluator, self._fixed_series(profile))
 
-    def _fixed_series(self, job: Job) -> Series | None:
+    def _fixed_series(self, profile: Profile) -> Series | None:
         """The workspace's validation set as it is now."""
         config, template = self._session.config, self._session.loaded.template
         try:
@@ -210,7 +222,7 @@ class Trainer:
             return None
 
         return Series(
-            "fixed", current.id, tokens.documents, lambda at: rendered(tokens, job.profile, at)
+            "fixed", current.id, tokens.documents, lambda at: rendered(tokens, profile, at)
         )
 
     @property

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from trainer_tui.engine import incidents, rng
-from trainer_tui.engine.evaluate import Evaluator, Result, Series
+from trainer_tui.engine.evaluate import Result, Series
 from trainer_tui.engine.feed import Job
 from trainer_tui.engine.incidents import Incident
+from trainer_tui.engine.measuring import Measuring
 from trainer_tui.engine.metrics import Sink, memory_figures
 from trainer_tui.engine.schedule import Position, learning_rate
 from trainer_tui.engine.session import Boundary, Session
@@ -26,7 +27,7 @@ from trainer_tui.engine.step import PendingStep, StepFigures
 from trainer_tui.safety import clock
 from trainer_tui.safety.heartbeat import Phase
 from trainer_tui.safety.manifest import Cursor, LedgerEntry
-from trainer_tui.safety.messages import Evaluated, JobStarted, JobTrained, StepDone
+from trainer_tui.safety.messages import JobStarted, JobTrained, StepDone
 
 log = logging.getLogger("trainer.work")
 
@@ -61,15 +62,15 @@ class Work:
         self,
         session: Session,
         job: Job,
-        evaluator: Evaluator,
-        fixed: Series | None,
+        measuring: Measuring,
         sinks: list[Sink],
         on_oom: Callable[[], None],
     ) -> None:
         self.job = job
         self._session = session
-        self._evaluator = evaluator
-        self._fixed = fixed
+        self._measuring = measuring
+        self._evaluator = measuring.evaluator
+        self._fixed = measuring.fixed
         self._sinks = sinks
         self._on_oom = on_oom
         self._late: deque[_Late] = deque()
@@ -97,15 +98,21 @@ class Work:
         )
         session.meter.interrupted()
         if job.steps_done == 0:
-            here = (session.progress.global_step, self._fixed.set_id if self._fixed else "")
-            if self._fixed is not None and session.measured != here:
-                self._publish(self._evaluator.whole(self._fixed))
+            self.measure_whole()
             self._note_val_before()
+
+    def measure_whole(self, *, wanted: bool = False) -> None:
+        """The fixed set, unless it was measured at this step. Raises TooManyNans, StopFile."""
+        self.read_all()
+        incident = self._measuring.whole(wanted=wanted)
+        if incident is not None:
+            self._act(incident)
 
     def _note_val_before(self) -> None:
         progress, job_id = self._session.progress, self.job.train.job_id
-        if "fixed" in progress.validation:
-            noted = {**progress.val_before, job_id: progress.validation["fixed"]}
+        loss = self._measuring.of_set(self.job.cursor.validation_set)
+        if loss is not None:
+            noted = {**progress.val_before, job_id: loss}
             self._session.progress = dataclasses.replace(progress, val_before=noted)
 
     def step(self) -> None:
@@ -267,37 +274,17 @@ class Work:
         session.heart.beat(Phase.MICRO_STEP)
 
     def _publish(self, result: Result | None) -> None:
-        if result is None:
-            return
-        session = self._session
-        session.control.say(
-            Evaluated(
-                session.progress.global_step,
-                result.series,
-                result.set_id,
-                result.loss,
-                result.rows,
-                result.supervised_tokens,
-                result.seconds,
-                result.whole,
-                self.job.train.job_id,
-            )
-        )
-        if result.series == "fixed" and result.whole:
-            session.measured = (session.progress.global_step, result.set_id)
-        noted = {**session.progress.validation, result.series: result.loss}
-        session.progress = dataclasses.replace(session.progress, validation=noted)
-        session.watch, incident = incidents.after_evaluation(session.watch, result)
+        incident = self._measuring.publish(result)
         if incident is not None:
             self._act(incident)
 
     def finish(self) -> None:
         """Every step is done: measure, and put the file into the ledger of the next commit."""
         session, job = self._session, self.job
-        self.read_all()
-        session.heart.beat(Phase.EVAL)
-        if self._fixed is not None:
-            self._publish(self._evaluator.whole(self._fixed))
+        # A version of every file carries what the file did; otherwise when the time is paid for.
+        self.measure_whole(wanted=session.config.versioning.after_every_file)
+        same_set = self._fixed is not None and self._fixed.set_id == job.cursor.validation_set
+        comparable = same_set and self._measuring.is_fresh
         progress, train = session.progress, job.train
         entry = LedgerEntry(
             job_id=train.job_id,
@@ -311,8 +298,8 @@ class Work:
             global_step=progress.global_step,
             completed_at=clock.now_iso(),
             seconds=round(progress.spent_s.get(train.job_id, 0.0), 3),
-            val_before=progress.val_before.get(train.job_id),
-            val_after=progress.validation.get("fixed"),
+            val_before=progress.val_before.get(train.job_id) if same_set else None,
+            val_after=progress.validation.get("fixed") if comparable else None,
         )
         session.progress = progress.after_file(entry)
         session.pinned.pop(train.job_id, None)

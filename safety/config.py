@@ -278,9 +278,14 @@ def known_keys() -> list[str]:
     return keys
 
 
+def shaping_settings(config: Config) -> dict[str, Any]:
+    """The settings that shape training, as plain values: nothing secret, nothing of the screen."""
+    return config.model_dump(mode="json", exclude={"screen", "api", "notify"})
+
+
 def config_hash(config: Config) -> str:
     """sha256 over the settings that shape training; the screen's and API's do not count."""
-    shaping = config.model_dump(mode="json", exclude={"screen", "api", "notify"})
+    shaping = shaping_settings(config)
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 

@@ -82,6 +82,14 @@ class Finding:
 
 DISK_FULL_BYTES = 64 << 20
 
+# What a trainer calls the reason for refusing a file, where that is no class of its own.
+_REFUSALS: dict[str, CrashClass] = {
+    "plan_changed": CrashClass.CONFIG,  # started with another template or tokenizer
+    "overfitting": CrashClass.DATA_ERROR,  # set aside by the ladder: the file teaches no more
+    "forgetting": CrashClass.DATA_ERROR,
+    "divergence": CrashClass.NAN,
+}
+
 _ACTIONS: dict[CrashClass, tuple[Action, str]] = {
     CrashClass.CUDA_OOM: (
         Action.SMALLER_MICRO_BATCH,
@@ -140,6 +148,22 @@ def classify(evidence: Evidence) -> Finding:
     return Finding(found, action, text, suggestion, permanent=found is CrashClass.DATA_ERROR)
 
 
+def named_class(name: str) -> CrashClass | None:
+    """The class of a name in `error.json`, `Failed` or `JobRefused`; None: it names none.
+
+    "skipped" names none: a person's wish is no error.
+    """
+    if name in _REFUSALS:
+        return _REFUSALS[name]
+    return CrashClass(name) if name in {str(known) for known in CrashClass} else None
+
+
+def advice(name: str) -> str:
+    """What a person may do about an error that is named so; empty when there is nothing to say."""
+    found = named_class(name)
+    return _ACTIONS[found][1] if found is not None else ""
+
+
 def _ladder(evidence: Evidence) -> tuple[CrashClass, str]:
     if evidence.ended_by_us == "hang":
         return CrashClass.HANG, "it made no progress and was ended"
@@ -161,10 +185,9 @@ def _ladder(evidence: Evidence) -> tuple[CrashClass, str]:
 
 def _from_report(evidence: Evidence, reported: dict[str, Any]) -> tuple[CrashClass, str]:
     text = str(reported.get("message", "")) or "it reported no reason"
-    named = str(reported.get("error_class", ""))
-    known = {str(crash_class) for crash_class in CrashClass}
-    if named in known - {CrashClass.CODE_BUG, CrashClass.UNKNOWN}:
-        return CrashClass(named), text
+    named = named_class(str(reported.get("error_class", "")))
+    if named is not None and named not in (CrashClass.CODE_BUG, CrashClass.UNKNOWN):
+        return named, text
     more = _from_text(f"{text}\n{reported.get('stack', '')}")
     return more or (CrashClass.CODE_BUG, text)
 

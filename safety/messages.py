@@ -67,7 +67,10 @@ class Skip(_Message, frozen=True, tag="skip"):
 
 
 class SaveNow(_Message, frozen=True, tag="save_now"):
-    pass
+    """Commit now. `evaluate_whole`: with the loss of the whole validation set at this step, even
+    when every step is committed already."""
+
+    evaluate_whole: bool = False
 
 
 class Reconfigure(_Message, frozen=True, tag="reconfigure"):

@@ -64,6 +64,19 @@ def test_the_set_grows_file_by_file_then_freezes(files, tmp_path: Path) -> None:
         ValidationSet.by_id(folder, "nope")
 
 
+def test_the_first_file_after_which_there_is_enough_to_measure_by_freezes_the_set(
+    files, tmp_path: Path
+) -> None:
+    folder, wanted = tmp_path / "validation", Validation(rows=1000)
+    rows = [
+        contribute(folder, *files(n, size), wanted, seed=17).rows
+        for n, size in enumerate((900, 1300, 2500))
+    ]
+    assert rows == [90, 220, 220]  # the third file would have given 250 more
+    assert ValidationSet.current(folder).meta.frozen
+    assert len(ValidationSet.all(folder)) == 2
+
+
 def test_a_file_gives_once(files, tmp_path: Path) -> None:
     folder = tmp_path / "validation"
     first = contribute(folder, *files(1), SETTINGS, seed=17)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer_tui.safety import crash
 from trainer_tui.safety.crash import (
     Action,
     CrashClass,
@@ -63,6 +64,7 @@ from trainer_tui.safety.crash import (
         ),
         (Evidence(1, reported={"message": "KeyError: 3"}), CrashClass.CODE_BUG),
         (Evidence(1, reported={"error_class": "never heard of"}), CrashClass.CODE_BUG),
+        (Evidence(1, reported={"error_class": "plan_changed", "message": "x"}), CrashClass.CONFIG),
     ],
 )
 def test_the_class_follows_the_ladder(evidence: Evidence, expected: CrashClass) -> None:
@@ -113,3 +115,10 @@ def test_memory_missing_at_the_start_of_a_context_is_out_of_memory() -> None:
 def test_a_signal_without_a_name_is_told_by_its_number() -> None:
     found = classify(Evidence(exit_code=-40))
     assert found.crash_class == CrashClass.UNKNOWN and "signal 40" in found.text
+
+
+def test_every_reason_for_refusing_a_file_has_a_class_and_advice() -> None:
+    for name in ("plan_changed", "overfitting", "forgetting", "divergence", "data_error"):
+        assert crash.named_class(name) is not None and crash.advice(name)
+    assert crash.named_class("plan_changed") is CrashClass.CONFIG
+    assert crash.named_class("skipped") is None and crash.advice("skipped") == ""

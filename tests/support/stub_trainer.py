@@ -147,7 +147,11 @@ class Stub:
                     text = f"skipped at {fraction:.0%}"
                     self.say(messages.JobRefused(job_id, "skipped", text, "", fraction))
             case messages.SaveNow():
+                before = self.sealed
                 self.commit("asked")
+                if self.sealed is before:
+                    name = f"checkpoint-{self.step}"
+                    self.say(messages.Committed(self.step, name, 0, 0.0, "unchanged"))
             case messages.Reconfigure(values=values):
                 self.config = {**self.config, **values}
         return None
@@ -224,7 +228,8 @@ class Stub:
         )  # fmt: skip
         self.finished.append(entry)
         self.cursors.pop(job.job_id, None)
-        self.say(messages.Evaluated(self.step, "fixed", "set", 1 + 1 / self.step, 8, 80, 0.01))
+        loss = 1 + 1 / self.step
+        self.say(messages.Evaluated(self.step, "fixed", "set", loss, 8, 80, 0.01, True))
         self.say(messages.JobTrained(job.job_id, self.step))
         self.want_said = False
         return self.stop() if self.stop_after_file else None
