@@ -1,8 +1,9 @@
 """A job as the trainer sees it: which documents train, in which steps, from which step on.
 
-Invariant: the plan is a pure function of what the cursor pins (file, tokens, validation set,
-excluded rows and the options it was started with), so a resume is a seek and every kept row is
-seen exactly once an epoch. Settings changed in between act on the next file. When the plan that
+Invariant: the plan is a pure function of what the cursor pins (file, tokens, validation set and
+the options it was started with), so a resume is a seek and every kept row is seen exactly once an
+epoch. Rows excluded on the way are left out when a step is served: every other row stays in its
+step. Settings changed in between act on the next file. When the plan that
 comes out is not the one the cursor was made for, the job is refused; nothing is guessed.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -98,16 +100,22 @@ class Job:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def kept(self) -> NDArray[np.int64]:
+        """Documents that train, but for the excluded ones."""
+        train = self.split.train
+        return train[~np.isin(self.tokens.rows[train], self.cursor.rows_excluded)]
+
+    @property
     def rows(self) -> int:
-        return len(np.unique(self.tokens.rows[self.split.train]))
+        return len(np.unique(self.tokens.rows[self.kept]))
 
     @property
     def token_count(self) -> int:
-        return int(self.tokens.lengths[self.split.train].sum())
+        return int(self.tokens.lengths[self.kept].sum())
 
     @property
     def supervised_count(self) -> int:
-        return int(self.tokens.supervised[self.split.train].sum())
+        return int(self.tokens.supervised[self.kept].sum())
 
     @property
     def steps_done(self) -> int:
@@ -125,16 +133,41 @@ class Job:
     def finished(self) -> bool:
         return self.cursor.epoch >= self.pinned.epochs
 
-    def next_packs(self) -> list[list[TokenMask]]:
-        """The documents of the step under the cursor, pack by pack."""
-        return [self.documents(pack) for pack in self.plan[self.cursor.step_index]]
+    def next_packs(self) -> list[list[int]]:
+        """Indexes of the documents of the step under the cursor, pack by pack, the excluded ones
+        left out: [] when nothing is left of it."""
+        return self._packs_at(self.cursor.step_index)
+
+    def _packs_at(self, step_index: int) -> list[list[int]]:
+        packs = self.plan[step_index]
+        if self.cursor.rows_excluded:
+            out = set(self.cursor.rows_excluded)
+            packs = [[at for at in pack if int(self.tokens.rows[at]) not in out] for pack in packs]
+        return [pack for pack in packs if pack]
+
+    def other_documents(self, count: int) -> list[int]:
+        """Up to `count` documents of a step beside the one under the cursor."""
+        here = min(self.cursor.step_index, len(self.plan) - 1)
+        beside = [at for at in (here - 2, here + 1, here - 1) if 0 <= at < len(self.plan)]
+        for step_index in beside:
+            found = [index for pack in self._packs_at(step_index) for index in pack]
+            if found:
+                return found[:count]
+        return []
+
+    def exclude(self, documents: Sequence[int]) -> list[int]:
+        """Leave the rows of these documents out from here on; their line numbers."""
+        lines = sorted({int(self.tokens.rows[index]) for index in documents})
+        excluded = sorted({*self.cursor.rows_excluded, *lines})
+        self.cursor = msgspec.structs.replace(self.cursor, rows_excluded=excluded)
+        return lines
 
     def documents(self, indexes: Sequence[int] | NDArray[np.int64]) -> list[TokenMask]:
         return [rendered(self.tokens, self.profile, int(index)) for index in indexes]
 
     def rows_of_step(self) -> list[int]:
         """Line numbers of the rows in the step under the cursor."""
-        indexes = [index for pack in self.plan[self.cursor.step_index] for index in pack]
+        indexes = [index for pack in self.next_packs() for index in pack]
         return sorted({int(line) for line in self.tokens.rows[indexes]})
 
     def advanced(self) -> Cursor:
@@ -157,6 +190,7 @@ class Job:
         found: list[int] = []
         for step in done:
             found += [index for pack in step for index in pack]
+            found = [at for at in found if self.tokens.rows[at] not in self.cursor.rows_excluded]
             if len(found) >= count:
                 break
         return found[:count]
@@ -214,17 +248,16 @@ class Opener:
             )
         data_file = self.workspace.root / train.folder / "data.jsonl"
         tokens = self._tokens(data_file, train, pinned.tokens)
-        excluded = cursor.rows_excluded if cursor is not None else []
         validation = self._validation(cursor, data_file, train, tokens)
         held = settings.Validation(
             holdout_share=pinned.holdout_share, holdout_rows=pinned.holdout_rows
         )
-        split = split_documents(tokens, validation, held, pinned.plan.seed, excluded)
+        split = split_documents(tokens, validation, held, pinned.plan.seed)
         if not len(split.train):
             raise JobRefusal("data_error", _why_empty(train, tokens, split))
         epoch = cursor.epoch if cursor is not None else 0
         plan = _plan(tokens, split, train, epoch, pinned)
-        key = _key(train, tokens, validation, excluded, pinned, split)
+        key = _key(train, tokens, validation, pinned, split)
         fresh = Cursor(
             train.job_id,
             train.file_sha256,
@@ -233,7 +266,6 @@ class Opener:
             0,
             len(plan),
             validation.id if validation else "",
-            list(excluded),
         )
         if cursor is not None and (cursor.plan, cursor.steps) != (key, len(plan)):
             raise JobRefusal(
@@ -243,7 +275,7 @@ class Opener:
                 "put the old base model back, or add the file again to train it from the start",
             )
         profile, notes = self.profile(pinned)
-        notes += _notes(tokens, split)
+        notes += _notes(tokens, split, cursor)
         return Job(train, tokens, split, pinned, cursor or fresh, plan, profile, notes)
 
     def profile(self, pinned: Pinned) -> tuple[Profile, list[str]]:
@@ -307,13 +339,12 @@ def _key(
     train: Train,
     tokens: TokenFile,
     validation: ValidationSet | None,
-    excluded: Sequence[int],
     pinned: Pinned,
     split: Split,
 ) -> str:
     """Everything the plan follows from, the chosen documents themselves included."""
     named = validation.id if validation else ""
-    key = plan_key(train.file_sha256, tokens.key, named, excluded, pinned.plan)
+    key = plan_key(train.file_sha256, tokens.key, named, [], pinned.plan)
     chosen = split.train.astype("<i8").tobytes()
     return hashlib.sha256(key.encode() + chosen).hexdigest()[:32]
 
@@ -323,16 +354,16 @@ def _why_empty(train: Train, tokens: TokenFile, split: Split) -> str:
         return f"{train.name} has no row that can be trained"
     return (
         f"{train.name} has nothing left to train: {split.in_validation} rows are in the "
-        f"validation set, {split.excluded} were excluded"
+        "validation set"
     )
 
 
-def _notes(tokens: TokenFile, split: Split) -> list[str]:
+def _notes(tokens: TokenFile, split: Split, cursor: Cursor | None) -> list[str]:
     notes = []
     if split.in_validation:
         notes.append(f"{split.in_validation} rows measure (validation set) and do not train")
-    if split.excluded:
-        notes.append(f"{split.excluded} rows were excluded")
+    if cursor is not None and cursor.rows_excluded:
+        notes.append(f"{len(cursor.rows_excluded)} rows made a step fail and are left out")
     if tokens.rejected:
         notes.append(f"{tokens.rejected} rows were rejected")
     return notes

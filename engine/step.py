@@ -31,6 +31,13 @@ TokenMask = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids [tokens], targets
 Packs = Sequence[Sequence[TokenMask]]
 
 
+class RowsFailed(Exception):
+    """Forward or backward raised something else than memory: no weight was changed.
+
+    `__cause__` is what was raised.
+    """
+
+
 class UpdateInterrupted(Exception):
     """Memory ran out while weights were being moved: what is in memory is no step boundary."""
 
@@ -131,15 +138,18 @@ class Stepper:
         Raises:
             torch.OutOfMemoryError: the micro-batch is too large; no weight was changed and the
                 gradients are gone, so the step can be run again with smaller ones.
+            RowsFailed: these rows, or anything else, raised; likewise.
         """
         started_s = clock.monotonic_s()
         supervised, lengths = _counts(packs)
         divisor = _supervised_of_all_ranks(supervised)
         try:
             loss_sum = self._forward_backward(packs)
-        except BaseException:
+        except Exception as problem:
             self.optimizer.zero_grad()
-            raise
+            if isinstance(problem, torch.OutOfMemoryError):
+                raise
+            raise RowsFailed(str(problem)) from problem
         # Guard and optimizer: a NaN or an infinity in the gradients skips the update on the
         # device. The device, not the host, waits here for a checkpoint's copy to be through.
         self.before_update()
@@ -161,6 +171,28 @@ class Stepper:
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
         return loss_sum
+
+    def fails(self, documents: Sequence[TokenMask]) -> bool:
+        """Whether a step with these documents would raise or give a NaN. Moves no weight, but
+        draws random numbers. The host waits for the device.
+
+        Raises:
+            torch.OutOfMemoryError: it cannot be said.
+        """
+        try:
+            try:
+                loss_sum = self._forward_backward([documents])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as problem:  # noqa: BLE001 - any reason counts: it is the question
+                log.info("a trial of %d documents failed: %r", len(documents), problem)
+                return True
+            gradients = [p.grad for p in self.optimizer.parameters if p.grad is not None]
+            norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+            norm = torch.linalg.vector_norm(torch.stack([*norms, loss_sum]))
+            return not bool(torch.isfinite(norm))
+        finally:
+            self.optimizer.zero_grad()
 
     def preflight(self, vocabulary: int, longest: int) -> int:
         """A real forward and backward at the largest shape; halves the budget until it fits.

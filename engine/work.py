@@ -23,7 +23,8 @@ from trainer_tui.engine.measuring import Measuring
 from trainer_tui.engine.metrics import Sink, memory_figures
 from trainer_tui.engine.schedule import Position, learning_rate
 from trainer_tui.engine.session import Boundary, Session
-from trainer_tui.engine.step import PendingStep, StepFigures
+from trainer_tui.engine.step import PendingStep, RowsFailed, StepFigures
+from trainer_tui.engine.suspects import Suspects
 from trainer_tui.safety import clock
 from trainer_tui.safety.heartbeat import Phase
 from trainer_tui.safety.manifest import Cursor, LedgerEntry
@@ -49,6 +50,7 @@ class _Late:
     """A step whose figures are still to be read, with the boundary before it."""
 
     pending: PendingStep
+    documents: list[int]
     before: Boundary
     global_step: int
     cursor: Cursor
@@ -73,6 +75,7 @@ class Work:
         self._fixed = measuring.fixed
         self._sinks = sinks
         self._on_oom = on_oom
+        self._suspects = Suspects(session, job)
         self._late: deque[_Late] = deque()
         self._behaviour: dict[str, float] = {}
         # On a GPU one step's figures may wait while the next step is being queued.
@@ -124,30 +127,46 @@ class Work:
         """
         session, job = self._session, self.job
         session.heart.beat(Phase.DATA)
-        packs = job.next_packs()
+        self._run(job.next_packs(), job.advanced)
+        while len(self._late) > self._read_ahead:
+            self._read(self._late.popleft())
+        step = session.progress.global_step
+        if step % session.config.eval_steps == 0 and not job.finished:
+            self._evaluate(step // session.config.eval_steps)
+
+    def _run(self, packs: list[list[int]], next_cursor: Callable[[], Cursor]) -> None:
+        """An optimizer step over these documents; nothing left of it: only the cursor moves."""
+        session, job = self._session, self.job
         position = Position(session.progress.global_step, job.steps_done, job.steps_total)
         rate = learning_rate(session.schedule, position)
         before = session.boundary()
         session.heart.beat(Phase.MICRO_STEP)
-        while True:
+        pending = None
+        retried = False
+        while packs and pending is None:
             try:
-                pending = session.stepper.run(packs, rate)
-                break
+                pending = session.stepper.run([job.documents(pack) for pack in packs], rate)
             except torch.OutOfMemoryError as problem:
                 self._shrink(problem, before)
-        cursor = job.advanced()
-        documents = [document for pack in packs for document in pack]
+            except RowsFailed as problem:
+                assert problem.__cause__ is not None
+                kept = None if retried else self._suspects.without_guilty(packs, before)
+                if kept is None:
+                    raise problem.__cause__ from None
+                packs, retried = kept, True
+        cursor = next_cursor()
+        job.seek(cursor)
+        if pending is None:
+            session.progress = session.progress.with_cursor(cursor)
+            return
+        indexes = [index for pack in packs for index in pack]
+        documents = job.documents(indexes)
         tokens = sum(len(ids) for ids, _ in documents)
         supervised = sum(int(mask[1:].sum()) for _, mask in documents)
         session.progress = session.progress.after_step(cursor, tokens, supervised, 0.0)
-        job.seek(cursor)
         step = session.progress.global_step
         session.heart.beat(Phase.MICRO_STEP, global_step=step)
-        self._late.append(_Late(pending, before, step, cursor, rate))
-        while len(self._late) > self._read_ahead:
-            self._read(self._late.popleft())
-        if step % session.config.eval_steps == 0 and not job.finished:
-            self._evaluate(step // session.config.eval_steps)
+        self._late.append(_Late(pending, indexes, before, step, cursor, rate))
 
     def _shrink(self, problem: torch.OutOfMemoryError, before: Boundary) -> None:
         """Halve the micro-batch and draw the same random numbers again: the same update."""
@@ -172,7 +191,7 @@ class Work:
             self._read(self._late.popleft())
 
     def _read(self, late: _Late) -> None:
-        session = self._session
+        session, job = self._session, self.job
         figures = late.pending.read()
         seconds = session.meter.add(figures)
         self._evaluator.budget.earn(seconds)
@@ -187,10 +206,27 @@ class Work:
             session.last_good = session.last_good or late.before
         else:
             session.last_good = None
+        made_up = None
+        if figures.skipped and session.watch.nan_steps == 1:
+            made_up = self._suspects.without_guilty([late.documents], session.boundary())
         if late.global_step % session.config.log_steps == 0 or figures.skipped:
             self._say(late, figures)
         if incident is not None:
             self._act(incident)
+        if made_up is not None:
+            self._take_back(late)
+        if made_up:  # the skipped step's other rows train now, in a step of their own
+            self._run(made_up, lambda: job.cursor)
+
+    def _take_back(self, late: _Late) -> None:
+        """What a skipped step did not train is not counted as trained: it is made up for."""
+        progress, documents = self._session.progress, self.job.documents(late.documents)
+        self._session.progress = dataclasses.replace(
+            progress,
+            tokens=progress.tokens - sum(len(ids) for ids, _ in documents),
+            supervised_tokens=progress.supervised_tokens
+            - sum(int(mask[1:].sum()) for _, mask in documents),
+        )
 
     def _add_seconds(self, seconds: float) -> None:
         progress, job_id = self._session.progress, self.job.train.job_id
@@ -300,6 +336,7 @@ class Work:
             seconds=round(progress.spent_s.get(train.job_id, 0.0), 3),
             val_before=progress.val_before.get(train.job_id) if same_set else None,
             val_after=progress.validation.get("fixed") if comparable else None,
+            rows_excluded=job.cursor.rows_excluded,
         )
         session.progress = progress.after_file(entry)
         session.pinned.pop(train.job_id, None)

@@ -36,6 +36,8 @@ class Cursor(msgspec.Struct, frozen=True):
     """Where a started file stands: step `step_index` of epoch `epoch` comes next.
 
     `plan` is the hash of everything the plan is a function of; another plan refuses the cursor.
+    `rows_excluded`: line numbers of rows that made a step fail. They are left out of the steps
+    from here on; the plan itself does not know them, so every other row keeps its place.
     """
 
     job_id: int
@@ -54,7 +56,8 @@ class LedgerHead(msgspec.Struct, frozen=True):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
-    """One completed job. `steps` counts the optimizer steps it took over all epochs."""
+    """One completed job. `steps` counts the steps of its plan over all epochs. `rows_excluded`:
+    line numbers of rows that made a step fail and were left out; they are not in `rows`."""
 
     job_id: int
     name: str
@@ -69,6 +72,7 @@ class LedgerEntry(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     val_before: float | None = None
     val_after: float | None = None
+    rows_excluded: list[int] = []
 
 
 class LedgerSegment(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@
 `kill_writer_at`: SIGKILL to trainer and writer before the writer's Nth durable operation.
 `fail_writer`: {"operation", "errno", "times"}: that durable operation of the writer fails.
 `raise_steps`: global steps that crash. `nan_steps`: global steps whose loss is NaN.
+`poison_token`: a micro-batch that holds this token crashes; with `poison_nan` its loss is NaN.
 `oom_tokens`: micro-batches over this do not fit.
 """
 
@@ -46,23 +47,25 @@ def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
 
     def traced(self: work.Work) -> None:
         now["step"] = self._session.progress.global_step + 1
+        line = {"step": now["step"], "job": self.job.train.job_id, "rows": self.job.rows_of_step()}
+        honest_step(self)
         if traps.get("trace"):
-            line = {"step": now["step"], "job": self.job.train.job_id}
-            line["rows"] = [
-                int(self.job.tokens.rows[index])
-                for pack in self.job.plan[self.job.cursor.step_index]
-                for index in pack
-            ]
+            out = self.job.cursor.rows_excluded
+            line["rows"] = [row for row in line["rows"] if row not in out]
             with (root / "trace.jsonl").open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
-        honest_step(self)
 
     def trapped(model: Any, batch: Any, penalties: Any = ()) -> torch.Tensor:
         if torch.is_grad_enabled() and batch.tokens > traps.get("oom_tokens", 1 << 60):
             raise torch.OutOfMemoryError("CUDA out of memory (a trap)")
         if now["step"] in traps.get("raise_steps", ()):
             raise ZeroDivisionError("a trap")
+        poisoned = bool((batch.input_ids == traps.get("poison_token", -1)).any())
+        if poisoned and not traps.get("poison_nan"):
+            raise ValueError("a poison row (a trap)")
         loss = honest_loss(model, batch, penalties)
+        if poisoned:
+            loss = loss * float("nan")
         if now["step"] in traps.get("nan_steps", ()):
             loss = loss * float("nan")
         return loss
