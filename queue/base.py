@@ -7,8 +7,9 @@ call anything here. A job is in exactly one folder at every moment, also after a
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from trainer_tui.queue.job import (
     encode_meta,
     read_error,
 )
+from trainer_tui.queue.line import Work
 from trainer_tui.safety import clock, durable
 from trainer_tui.safety.errors import NotFound, Refused, Stale
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS, Workspace
@@ -56,17 +58,21 @@ class QueueBase:
         self._next_id = self._read_next_id()
 
     def _scan(self) -> None:
+        first: dict[int, scan.Found] = {}
         for found in scan.directories(self.folder):
             if isinstance(found, scan.Finding):
                 self.findings.append(found)
-                continue
-            if found.name.id in self.index.by_id:
-                self.findings.append(_twice(found, self.index.by_id[found.name.id]))
-                continue
-            job, finding = scan.read_job(self.folder, found)
-            self.index.put(job)
+            elif found.name.id in first:
+                self.findings.append(_twice(found, first[found.name.id]))
+            else:
+                first[found.name.id] = found
+        self.index.fill(self._read(list(first.values())))
+
+    def _read(self, found: list[scan.Found]) -> Iterator[Job]:
+        for job, finding in scan.read_jobs(self.folder, found):
             if finding is not None:
                 self.findings.append(finding)
+            yield job
 
     def _read_next_id(self) -> int:
         try:
@@ -115,6 +121,22 @@ class QueueBase:
         with self._lock:
             self.get(job_id)
             return self.index.place(job_id)
+
+    def first_waiting(self, count: int) -> list[Job]:
+        """So many of the waiting, in training order."""
+        with self._lock:
+            return list(itertools.islice(self.index.waiting(), count))
+
+    def work(self) -> Work:
+        """Of everything that waits."""
+        with self._lock:
+            return self.index.work()
+
+    def work_before(self, job_id: int) -> Work | None:
+        """Of what waits ahead of a job; None when it does not wait. Raises NotFound."""
+        with self._lock:
+            job = self.get(job_id)
+            return self.index.work_before(job) if job.folder in PRIORITIES else None
 
     def counts(self) -> dict[str, int]:
         """Jobs in each folder, and `waiting` over the three priorities."""
@@ -199,10 +221,10 @@ class QueueBase:
             raise Refused(f"job {job.id} ({job.name}) is {job.state}, so this cannot be done")
 
 
-def _twice(found: scan.Found, first: Job) -> scan.Finding:
+def _twice(found: scan.Found, first: scan.Found) -> scan.Finding:
     where = f"{found.folder} and {first.folder}"
     return scan.Finding(
         "twice",
-        first.id,
-        f"two directories carry job {first.id} ({where}); the second is left alone",
+        first.name.id,
+        f"two directories carry job {first.name.id} ({where}); the second is left alone",
     )

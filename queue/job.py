@@ -173,9 +173,10 @@ def encode_meta(meta: Meta) -> bytes:
 def decode_meta(data: bytes) -> Meta:
     """Raises msgspec.MsgspecError."""
     meta = _meta_decoder.decode(data)
-    shared = (sys.intern(meta.summary), sys.intern(meta.priority), sys.intern(meta.added_by))
-    summary, priority, added_by = shared  # one text for 100,000 jobs instead of one each
-    return msgspec.structs.replace(meta, summary=summary, priority=priority, added_by=added_by)
+    for name in ("summary", "priority", "added_by"):
+        # One text for 100,000 jobs instead of one each; nobody else has seen this object yet.
+        msgspec.structs.force_setattr(meta, name, sys.intern(getattr(meta, name)))
+    return meta
 
 
 def encode_error(error: JobError) -> bytes:

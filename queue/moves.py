@@ -5,10 +5,9 @@ A move into a spot without room renumbers its neighbourhood first, by moves that
 
 from __future__ import annotations
 
-import bisect
-
 from trainer_tui.queue.base import QueueBase
 from trainer_tui.queue.job import Job
+from trainer_tui.queue.line import Line
 from trainer_tui.queue.order import NoRoom, Waiting, position_between, renumbering
 from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.workspace import PRIORITIES
@@ -75,7 +74,7 @@ class QueueMoves(QueueBase):
     def _to_priority(self, job: Job, priority: str, position: int | None = None) -> Job:
         wanted = job.position if position is None else position
         order = self.index.orders[priority]
-        at = bisect.bisect_left(order, Waiting(wanted, 0))
+        at = order.place_of(Waiting(wanted, 0))
         taken = at < len(order) and order[at].position == wanted  # unique within a priority
         if not taken or order[at].job_id == job.id:
             return self._rename(job, priority, wanted)
@@ -98,9 +97,7 @@ class QueueMoves(QueueBase):
         return self._rename(job, priority, position)
 
     @staticmethod
-    def _neighbours(
-        order: list[Waiting], at: int, job_id: int
-    ) -> tuple[Waiting | None, Waiting | None]:
+    def _neighbours(order: Line, at: int, job_id: int) -> tuple[Waiting | None, Waiting | None]:
         """Who stands around index `at`, the job itself not counted."""
         low, high = at - 1, at
         if low >= 0 and order[low].job_id == job_id:

@@ -21,11 +21,14 @@ from trainer_tui.queue.job import (
     JobName,
     Meta,
     decode_meta,
+    directory_name,
     parse_directory_name,
 )
 from trainer_tui.safety import durable
 from trainer_tui.safety.text import printable
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS
+
+SMALL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Found:
 
     folder: str
     name: JobName
+    inode: int
 
 
 def directories(queue: Path) -> Iterator[Found | Finding]:
@@ -63,7 +67,41 @@ def directories(queue: Path) -> Iterator[Found | Finding]:
                     "foreign", 0, f"state/queue/{folder}/{shown} is no job of ours; left alone"
                 )
             else:
-                yield Found(folder, name)
+                yield Found(folder, name, entry.inode())
+
+
+def read_jobs(queue: Path, found: list[Found]) -> Iterator[tuple[Job, Finding | None]]:
+    """Each as `read_job` would, in the order of the disk: 100,000 small files are read in about
+    a second from memory, and without wild seeks where they have to come from a disk."""
+    folders = {
+        name: os.open(queue / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for name in {one.folder for one in found}
+    }
+    try:
+        for one in sorted(found, key=lambda one: one.inode):
+            name = directory_name(one.name.position, one.name.id, one.name.safe_name)
+            try:
+                meta = decode_meta(_read_small(f"{name}/{META_NAME}", folders[one.folder]))
+            except (OSError, msgspec.MsgspecError):
+                yield read_job(queue, one)
+                continue
+            place = one.name
+            yield Job(place.id, one.folder, place.position, place.safe_name, meta), None
+    finally:
+        for fd in folders.values():
+            os.close(fd)
+
+
+def _read_small(name: str, folder_fd: int) -> bytes:
+    """A file that one read takes in; a larger one is left to `read_job`."""
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder_fd)
+    try:
+        data = os.read(fd, SMALL_BYTES)
+    finally:
+        os.close(fd)
+    if len(data) == SMALL_BYTES:
+        raise OSError(f"{name} is large")
+    return data
 
 
 def read_job(queue: Path, found: Found) -> tuple[Job, Finding | None]:

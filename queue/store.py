@@ -308,7 +308,7 @@ class Queue(QueueMoves):
                 raise Refused(f"job {name.id} is there already")
             meta = decode_meta((trashed / META_NAME).read_bytes())
             job = Job(name.id, folder, name.position, name.safe_name, meta)
-            order = self.index.orders.get(folder, [])
+            order = self.index.orders.get(folder, ())
             if any(waiting.position == job.position for waiting in order):
                 job = Job(job.id, folder, self._behind_all(), job.safe_name, meta)
             durable.rename(trashed, self.path(job))
