@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,6 @@ from benchmarks.measuring import Clock, Measurement, device_name, versions
 from trainer_tui.engine.attention import attach_packed_attention, prove_isolation
 from trainer_tui.engine.batch import MicroBatch, collate
 from trainer_tui.engine.fast_blocks import compile_blocks, recompute_activations
-from trainer_tui.engine.fast_qkv import fuse_attention, prove_fused
 from trainer_tui.engine.head_loss import forward_loss_sum
 from trainer_tui.engine.model_math import math_of
 from trainer_tui.engine.optimizer import MasterAdamW
@@ -42,7 +43,8 @@ class Settings:
     warm_steps: int = 5
     steps_per_repeat: int = 8
     profile: bool = False
-    prove: bool = False  # isolation of documents and the fused operator, on this model and card
+    memory_budget: float = 1.0  # share of activations kept
+    prove: bool = False  # that documents are isolated, on this model and card
 
 
 def micro_batches(step: list[workload.Document], count: int, device: str) -> list[MicroBatch]:
@@ -68,19 +70,19 @@ def run(settings: Settings, work: workload.Workload) -> Measurement:
         model, settings.attention, torch.bfloat16 if autocast else None
     )
     recompute_activations(model, settings.recompute_every)
-    fused = fuse_attention(model) if settings.fused else 0
-    steps = workload.steps(work)
     if settings.prove:
         prove_isolation(model)
-        if fused:
-            prove_fused(model, collate(steps[0][:9], settings.device))
+    fused = 0
     if settings.compiled and on_cuda:
-        compile_blocks(model, join=settings.join)
+        fused = compile_blocks(
+            model, join=settings.join, fuse=settings.fused, memory_budget=settings.memory_budget
+        )
     optimizer = MasterAdamW(
         model,
         settings.precision,  # type: ignore[arg-type]
         moments=settings.moments,  # type: ignore[arg-type]
     )
+    steps = workload.steps(work)
     arithmetic = math_of(model)
     measurement = Measurement(settings.name, device_name())
     measurement.flops_per_step = sum(
@@ -100,6 +102,9 @@ def run(settings: Settings, work: workload.Workload) -> Measurement:
     )
     losses: list[Tensor] = []
     profiler = _profiler() if settings.profile else None
+    # What exists now lives to the end: the collector need not look through it in mid-step.
+    gc.collect()
+    gc.freeze()
     for number, step in enumerate(steps):
         if profiler is not None and number == len(steps) - 2:
             profiler.start()
@@ -127,11 +132,35 @@ def _profiler() -> Any:
 
 
 def _write_profile(profiler: Any, name: str) -> None:
+    """Kernels by time, the pauses between them, and what the host did longest."""
     torch.cuda.synchronize()
     profiler.stop()
-    table = profiler.key_averages().table(
-        sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110
-    )
-    folder = os.environ.get("BENCH_OUT", ".")
-    with open(os.path.join(folder, f"profile-{re.sub(r'[^a-z0-9]+', '_', name)}.txt"), "w") as file:  # noqa: PTH118, PTH123
-        file.write(table)
+    averages = profiler.key_averages()
+    parts = [
+        averages.table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110),
+        *_pauses(profiler),
+        averages.table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=80),
+    ]
+    file_name = f"profile-{re.sub(r'[^a-z0-9]+', '_', name)}.txt"
+    (Path(os.environ.get("BENCH_OUT", ".")) / file_name).write_text("\n".join(parts))
+
+
+def _pauses(profiler: Any, least_us: float = 50.0) -> list[str]:
+    """Where the device had nothing to do: the longest pauses and the kernels around them."""
+    on_device = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    spans = sorted((e.time_range.start, e.time_range.end, e.name) for e in on_device)
+    if not spans:
+        return []
+    busy_until, last = spans[0][1], spans[0][2]
+    pauses, total = [], 0.0
+    for start, end, name in spans[1:]:
+        if start > busy_until:
+            total += start - busy_until
+            if start - busy_until > least_us:
+                pauses.append((start - busy_until, last, name))
+        if end > busy_until:
+            busy_until, last = end, name
+    whole = busy_until - spans[0][0]
+    lines = [f"device idle {total / 1e3:.1f} of {whole / 1e3:.1f} ms; pauses over {least_us} us:"]
+    lines += [f"{us:9.0f} us  {a[:70]} -> {b[:70]}" for us, a, b in sorted(pauses)[::-1][:40]]
+    return lines

@@ -21,6 +21,7 @@ class Workload:
 
     vocabulary: int = 151_936
     tokens_per_step: int = 32_768  # a step is filled with whole rows up to this
+    rows_per_step: int = 0  # or by this many rows, where it is not 0
     steps: int = 29
     log_mean: float = 6.0
     log_sigma: float = 0.7
@@ -49,7 +50,9 @@ def steps(workload: Workload) -> list[list[Document]]:
     filled = 0
     while len(made) < workload.steps:
         for row in rows(workload, generator, 256):
-            if filled + len(row[0]) > workload.tokens_per_step and current:
+            too_long = filled + len(row[0]) > workload.tokens_per_step
+            full = len(current) == workload.rows_per_step if workload.rows_per_step else too_long
+            if full and current:
                 made.append(current)
                 current, filled = [], 0
             current.append(row)

@@ -252,6 +252,18 @@ def document_arguments(model: nn.Module, batch: MicroBatch) -> dict[str, Any]:
     return attached_backend(model).arguments(batch, demand_of(model))
 
 
+def sample_batch(
+    model: nn.Module, lengths: tuple[int, ...] = (101, 153, 17), second_shifted_by: int = 0
+) -> MicroBatch:
+    """Seeded random documents on the model's device, for proofs before the first step."""
+    device = next(model.parameters()).device
+    generator = np.random.default_rng(0)
+    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    documents = [generator.integers(0, vocabulary, size=n) for n in lengths]
+    documents[1] = (documents[1] + second_shifted_by) % vocabulary
+    return collate([(ids, np.ones(len(ids), bool)) for ids in documents], device)
+
+
 @torch.no_grad()
 def prove_isolation(model: nn.Module, tokens: int = 300) -> None:
     """Perturb one document and require every other one's hidden states unchanged to the bit.
@@ -259,19 +271,10 @@ def prove_isolation(model: nn.Module, tokens: int = 300) -> None:
     Raises:
         AttentionRefused: some bit moved.
     """
-    device = next(model.parameters()).device
-    generator = np.random.default_rng(0)
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     lengths = (tokens // 3 + 1, tokens // 2 + 3, 17)
-    documents = [generator.integers(0, vocabulary, size=n) for n in lengths]
-    changed = [*documents]
-    changed[1] = (documents[1] + 1) % vocabulary
     was_training = model.training
     model.eval()
-    states = []
-    for variant in (documents, changed):
-        batch = collate([(ids, np.ones(len(ids), bool)) for ids in variant], device)
-        states.append(hidden_states(model, batch))
+    states = [hidden_states(model, sample_batch(model, lengths, by)) for by in (0, 1)]
     model.train(was_training)
     middle = slice(lengths[0], lengths[0] + lengths[1])
     moved = (states[0] != states[1]).any(-1)
