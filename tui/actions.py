@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer_tui.tui import deeds as do
+from trainer_tui.tui import deeds_look as look
+from trainer_tui.tui import deeds_settings as settings
 from trainer_tui.tui import deeds_versions as versions
 from trainer_tui.tui import situation as can
 from trainer_tui.tui.situation import Situation, may_change
@@ -80,7 +82,7 @@ ACTIONS: tuple[Action, ...] = (
            can.pausable, changes=True, guard="undoable", footer=1),
     Action("release", (), "Pause, free the GPU", "Pause and free the GPU's memory",
            do.pause_and_release, can.pausable, changes=True, guard="undoable"),
-    Action("add", (), "Add a file…", "Add a file by its path", do.add_file, changes=True),
+    Action("add", ("A",), "Add a file…", "Add a file by its path", do.add_file, changes=True),
     Action("stop", ("s",), "Stop…", "Stop after this file, or now; or skip this file", do.stop,
            can.stoppable, changes=True, guard="guarded", footer=2),
     Action("move_down", ("J", "shift+down"), "Move", "Move the job down", do.move_down,
@@ -104,6 +106,10 @@ ACTIONS: tuple[Action, ...] = (
            do.retry, can.retriable, changes=True, scope=_Q, guard="undoable"),
     Action("hold", ("h",), "Hold", "Hold the job back, or let it go", do.hold,
            can.waiting_job, changes=True, scope=_Q, guard="undoable"),
+    Action("postpone", (), "Not before…", "Let the job wait until a time", do.postpone,
+           can.waiting_job, changes=True, guard="undoable"),
+    Action("compare_file", (), "Compare file", "Lay the loss of the selected done file over the"
+           " one in hand", do.compare_file, can.done_job),
     Action("checkpoint", ("c",), "Checkpoint", "Save a checkpoint now", do.checkpoint,
            can.saveable, changes=True),
     Action("version", ("C",), "Make version", "Make a version, with a description",
@@ -111,6 +117,11 @@ ACTIONS: tuple[Action, ...] = (
     Action("versions", ("v",), "Versions", "Show the versions", versions.show_versions, footer=5),
     Action("rollback", ("R",), "Roll back…", "Roll back to a version: shows what changes first",
            versions.roll_back, can.has_version, changes=True, guard="guarded"),
+    Action("rollback_weights", (), "Roll back the weights…", "Roll back without the optimizer: a"
+           " way round a damaged one", versions.roll_back_weights, can.has_version, changes=True,
+           guard="guarded"),
+    Action("rollback_one", (), "Roll back one…", "Roll back to the version before the state of"
+           " now", versions.roll_back_one, can.has_version, changes=True, guard="guarded"),
     Action("diff", ("D",), "Diff", "Compare the version with the one before", versions.diff_version,
            can.has_version, scope=_V),
     Action("pin", (), "Pin version", "Keep the version for ever, or no longer", versions.pin,
@@ -121,10 +132,23 @@ ACTIONS: tuple[Action, ...] = (
            versions.verify, can.has_version, changes=True),
     Action("delete_version", (), "Delete version…", "Delete the selected version: asks first",
            versions.delete_version, can.has_version, changes=True, guard="guarded"),
+    Action("undelete_version", (), "Bring a version back…", "Bring a deleted version back from the"
+           " trash", versions.undelete_version, changes=True),
     Action("undo", ("u",), "Undo", "Undo the last change", do.undo, changes=True, footer=9),
     Action("redo", ("ctrl+r",), "Redo", "Do again what was undone", do.redo, changes=True),
     Action("approve", ("a",), "Approve…", "Approve a pending config change: shows it first",
-           do.approve, can.pending_config, changes=True, guard="guarded"),
+           settings.approve, can.pending_config, changes=True, guard="guarded"),
+    Action("setting", (), "Change a setting…", "Change a setting of config.toml, checked by its"
+           " schema", settings.change_setting, changes=True),
+    Action("settings", (), "Settings", "Show every setting", settings.show_settings),
+    Action("model", ("b",), "Model…", "Choose the model, before the first step",
+           settings.choose_model, can.untrained, changes=True),
+    Action("doctor", ("d",), "Doctor", "What works on this machine and what does not",
+           look.show_doctor),
+    Action("incidents", (), "Incidents", "What went wrong, the evidence, what was done",
+           look.show_incidents),
+    Action("disk", (), "Disk", "Room on the disk, and what would go when it is short",
+           look.show_disk),
     Action("find", ("/",), "Find", "Show only what matches in the focused panel", do.find,
            footer=6),
     Action("next", ("n",), "Next", "Next match or row", do.next_found, shown="n N",

@@ -41,6 +41,7 @@ def attach(workspace_root: Path, *, read_only: bool, socket: Path) -> int:
         actor=actor,
         seen=_read_seen(workspace),
         pictures_folder=Path.cwd(),
+        workspace=workspace.root,
     )
     app.run()
     if sys.stdout.isatty():

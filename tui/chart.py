@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from trainer_tui.tui.glyphs import Glyphs
 from trainer_tui.tui.ink import Line, Row
@@ -32,12 +33,13 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Something that happened at a step: an upright dashed line, or a sign at the foot."""
+    """Something that happened at a step: an upright dashed line with a label, a sign at the foot
+    of the curves, or a tick on the axis."""
 
     step: float
     label: str
     role: str
-    upright: bool = True
+    place: Literal["upright", "foot", "axis"] = "upright"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,8 @@ def plot(
         for text, role in _runs(row):
             line.add(text, role)
         rows.append(line.row(width))
-    rows.append(_foot(axes, left, body_width, glyphs).row(width))
+    ticks = [mark for mark in marks if mark.place == "axis"]
+    rows.append(_foot(axes, ticks, left, body_width, glyphs).row(width))
     return rows
 
 
@@ -268,9 +271,9 @@ def _draw_marks(
     taken: list[tuple[int, int]] = []
     for mark in marks:
         column = axes.column(mark.step, width)
-        if not 0 <= column < width:
+        if not 0 <= column < width or mark.place == "axis":
             continue
-        if not mark.upright:
+        if mark.place == "foot":
             cells[height - 1][column] = (mark.label, mark.role)
             continue
         for row in cells:
@@ -290,18 +293,24 @@ def _draw_marks(
                 cells[line][start + offset] = (char, mark.role)
 
 
-def _foot(axes: Axes, left: int, width: int, glyphs: Glyphs) -> Line:
-    """The x axis with the steps at its ends and its middle."""
-    line = Line().add(" " * left).add(glyphs.corner_axis, "faint")
+def _foot(axes: Axes, ticks: Sequence[Mark], left: int, width: int, glyphs: Glyphs) -> Line:
+    """The x axis with its ticks, and the steps at its ends and between."""
+    cells = [(glyphs.across, "faint")] * width
+    for mark in ticks:
+        if 0 <= (column := axes.column(mark.step, width)) < width:
+            cells[column] = (mark.label, mark.role)
     span = axes.x_high - axes.x_low
-    ticks = max(2, min(7, width // 16))
-    texts = [_step_text(axes.x_low + span * i / (ticks - 1), span) for i in range(ticks)]
-    for index, text in enumerate(texts):
-        column = left + 1 + round((width - 1) * index / (ticks - 1))
-        start = column - (
-            len(text) - 1 if index == ticks - 1 else 0 if index == 0 else len(text) // 2
-        )
-        line.to(start, glyphs.across, "faint").add(text, "dim")
+    count = max(2, min(7, width // 16))
+    for index in range(count):
+        text = _step_text(axes.x_low + span * index / (count - 1), span)
+        column = round((width - 1) * index / (count - 1))
+        before = 0 if index == 0 else len(text) - 1 if index == count - 1 else len(text) // 2
+        for offset, char in enumerate(text, max(0, column - before)):
+            if offset < width:
+                cells[offset] = (char, "dim")
+    line = Line().add(" " * left).add(glyphs.corner_axis, "faint")
+    for text, role in _runs(cells):
+        line.add(text, role)
     return line
 
 

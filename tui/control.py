@@ -68,6 +68,7 @@ class TrainerApp(Stage):
 
     Args:
         seen: last event id of the visit before; what came later is summed up.
+        workspace: what the doctor looks at when it is a new one; None: it is not asked.
         actor: who this is, for the undo log and for other viewers.
     """
 
@@ -92,6 +93,7 @@ class TrainerApp(Stage):
         actor: str = "screen",
         seen: int | None = None,
         pictures_folder: Path | None = None,
+        workspace: Path | None = None,
     ) -> None:
         super().__init__()
         self.backend = backend
@@ -100,6 +102,7 @@ class TrainerApp(Stage):
         self.read_only = read_only
         self.actor = actor
         self.pictures_folder = pictures_folder or Path.cwd()
+        self.workspace = workspace
         self.view = View()
         self.feed = Feed(backend, self.hear, seen)
         self.finding: str | None = None
@@ -168,6 +171,8 @@ class TrainerApp(Stage):
         self._touched |= touched
         if isinstance(item, news.JobsChangedCame) and news.places_have_gaps(self.view.jobs):
             self.feed.again("jobs")
+        if isinstance(item, news.SettingsCame):  # the last of a snapshot
+            self.examine_if_new()
         self._tell_outside(was, item)
         routine = (
             isinstance(item, news.StatusCame)

@@ -7,14 +7,18 @@ them in one place.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
-from trainer_tui.tui import figures
+from trainer_tui.tui import figures, moments
 from trainer_tui.tui import situation as can
+from trainer_tui.tui.compare import read_earlier
+from trainer_tui.tui.remote import Declined
 from trainer_tui.tui.view import Job, Panel
 
 if TYPE_CHECKING:
@@ -149,11 +153,53 @@ async def add_file(app: TrainerApp) -> None:
     path = await app.ask("Add a file", question)
     if not path:
         return
-    full = str(Path(path).expanduser().absolute())
-    answer = await app.backend.send("POST", "/v1/jobs", {"path": full, "priority": "normal"})
+    body = {"path": str(Path(path).expanduser().absolute()), "priority": "normal"}
+    try:
+        answer = await app.backend.send("POST", "/v1/jobs", body)
+    except Declined as refusal:
+        if refusal.status != 409 or not await _once_more(app, refusal):
+            raise
+        answer = await app.backend.send("POST", "/v1/jobs", body | {"again": True})
     job = msgspec.json.decode(answer, type=Job)
     app.feed_again("jobs")
     app.say(f"{app.glyphs.check} #{job.id} {printable(job.name, 40)} is queued", "good")
+
+
+async def _once_more(app: TrainerApp, refusal: Declined) -> bool:
+    """Whether to queue it in spite of its having been trained or queued before."""
+    options = [("o", "add it once more", "as a job of its own", None)]
+    return await app.choose("Add a file", options, refusal.message) == "o"
+
+
+async def postpone(app: TrainerApp) -> None:
+    """`not_before`: the job waits until then."""
+    job, problem = _job(app), ""
+    now = datetime.now().astimezone()
+    question = f"Not before when? {moments.WORDS}; empty: whenever its turn comes."
+    while True:
+        text = await app.ask(f"#{job.id} {printable(job.name, 40)}", question, "", problem)
+        if text is None:
+            return
+        try:
+            moment = moments.parse(text, now)
+        except Refused as refusal:
+            problem = str(refusal)
+            continue
+        await app.patch_job(job.id, {"not_before": moment.isoformat() if moment else None})
+        return
+
+
+async def compare_file(app: TrainerApp) -> None:
+    """The loss of a file trained before, over that of the file in hand; again takes it away."""
+    job = _job(app)
+    earlier = app.loss.look.earlier
+    if earlier is not None and earlier.job_id == job.id:
+        app.loss.set_look(earlier=None)
+        return
+    found = await read_earlier(app.backend, app.view, job)
+    app.loss.set_look(earlier=found)
+    words = f"{printable(job.name, 40)} in the chart: {figures.count(found.steps)} steps"
+    app.say(f"{words}; once more takes it away", "dim")
 
 
 async def hold(app: TrainerApp) -> None:
@@ -200,7 +246,7 @@ async def _again(app: TrainerApp, job: Job) -> None:
     app.say(f"{app.glyphs.check} {printable(made.name, 40)} waits again as #{made.id}", "good")
 
 
-# --- undo, config ---
+# --- undo ---
 
 
 async def undo(app: TrainerApp) -> None:
@@ -215,31 +261,16 @@ async def _undo(app: TrainerApp, deed: str, back: str) -> None:
     """Asks first when the act was somebody else's."""
     acts = msgspec.json.decode(await app.backend.get("/v1/undo"))
     act = acts.get(deed) if isinstance(acts, dict) else None
+    body: dict[str, bool] = {}
     if isinstance(act, dict) and act.get("by") not in (app.actor, None):
         by, text = printable(str(act["by"]), 40), printable(str(act.get("text")), 80)
         if not await app.confirm(f"{deed.capitalize()} what {by} did?", [text]):
             return
-    answer = await app.change("POST", f"/v1/{deed}")
+        body = {"force": True}
+    answer = await app.change("POST", f"/v1/{deed}", body)
     what = str(answer.get("text") or "") if isinstance(answer, dict) else ""
     app.feed_again("jobs")
     app.say(f"{app.glyphs.check} {printable(what, 100) or deed} · {back}", "good")
-
-
-async def approve(app: TrainerApp) -> None:
-    status = app.view.status
-    pending = list(status.config.pending) if status else []
-    lines = [printable(_pending_words(item), 100) for item in pending]
-    if await app.confirm("Approve this change of the configuration?", lines):
-        answer = await app.change("PATCH", "/v1/config", {"approve": True})
-        text = str(answer.get("text") or "") if isinstance(answer, dict) else ""
-        app.say(f"{app.glyphs.check} {printable(text, 120) or 'approved'}", "good")
-
-
-def _pending_words(item: object) -> str:
-    if isinstance(item, dict):
-        key, old, new = (item.get(name) for name in ("key", "old", "new"))
-        return f"{key}: {old} → {new}" if key else str(item)
-    return str(item)
 
 
 # --- the screen itself ---

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
 
 
+class Target(msgspec.Struct, frozen=True):
+    """`GET /v1/versions/rollback`."""
+
+    version: Version
+    files_since: list[dict[str, Any]] = []
+
+
 def _version(app: TrainerApp) -> Version:
     version = app.situation().version
     assert version is not None, "checked by the action"
@@ -37,19 +44,45 @@ async def make_version(app: TrainerApp) -> None:
 
 
 async def roll_back(app: TrainerApp) -> None:
+    await _roll_back(app, {})
+
+
+async def roll_back_weights(app: TrainerApp) -> None:
+    await _roll_back(app, {"weights_only": True})
+
+
+async def _roll_back(app: TrainerApp, how: dict[str, object]) -> None:
     version = _version(app)
     if version.state != "ok":
         app.say(f"v{version.number:03d} is {version.state}; choose another", "bad")
         return
     lost = await _files_since(app, version)
     words = rollback_words(app.view.training, version, lost)
+    if how:
+        words.append("The optimizer begins anew: its part of the version is left out.")
     if not await app.confirm(f"Roll back to v{version.number:03d}?", words):
         return
     app.say(f"rolling back to v{version.number:03d}…", "dim")
-    await app.change("POST", f"/v1/versions/{version.number}/restore")
+    await app.change("POST", f"/v1/versions/{version.number}/restore", how)
+    _is_again(app, version)
+
+
+def _is_again(app: TrainerApp, version: Version) -> None:
     for what in ("versions", "metrics", "jobs"):
         app.feed_again(what)
     app.say(f"{app.glyphs.check} the model is v{version.number:03d} again", "good")
+
+
+async def roll_back_one(app: TrainerApp) -> None:
+    """To the version before the state of now, whichever the daemon says that is."""
+    found = msgspec.json.decode(await app.backend.get("/v1/versions/rollback"), type=Target)
+    lost = [printable(str(item.get("name")), 24) for item in found.files_since]
+    words = rollback_words(app.view.training, found.version, lost)
+    if not await app.confirm(f"Roll back to v{found.version.number:03d}?", words):
+        return
+    app.say(f"rolling back to v{found.version.number:03d}…", "dim")
+    await app.change("POST", "/v1/versions/rollback")
+    _is_again(app, found.version)
 
 
 def rollback_words(training: Training, version: Version, lost: list[str]) -> list[str]:
@@ -152,4 +185,21 @@ async def delete_version(app: TrainerApp) -> None:
         return
     await app.change("DELETE", f"/v1/versions/{version.number}")
     app.feed_again("versions")
-    app.say(f"{app.glyphs.check} v{version.number:03d} is in the trash", "good")
+    app.deleted_version = version.number
+    app.say(f"{app.glyphs.check} v{version.number:03d} is in the trash: : brings it back", "good")
+
+
+async def undelete_version(app: TrainerApp) -> None:
+    """The trash keeps it until its time is up."""
+    last = app.deleted_version
+    question = "Number of the version to bring back from the trash:"
+    text = await app.ask("Bring a version back", question, str(last) if last is not None else "")
+    number = (text or "").lower().removeprefix("v").lstrip("0") or "0"
+    if not text:
+        return
+    if not number.isdigit():
+        app.say(f"{printable(text, 20)!r} is no version number", "warn")
+        return
+    await app.change("POST", f"/v1/versions/{number}/undelete")
+    app.feed_again("versions")
+    app.say(f"{app.glyphs.check} v{int(number):03d} is back", "good")

@@ -44,6 +44,7 @@ class Glyphs:
     meter_right: str
     train_key: str
     val_key: str
+    saved: str
 
 
 UNICODE = Glyphs(
@@ -79,6 +80,7 @@ UNICODE = Glyphs(
     meter_right="▏",
     train_key="─",
     val_key="┄",
+    saved="┴",
 )
 
 ASCII = Glyphs(
@@ -114,13 +116,14 @@ ASCII = Glyphs(
     meter_right="]",
     train_key="-",
     val_key=".",
+    saved="^",
 )
 
 _TO_ASCII = str.maketrans(
     {
         "…": "~", "·": "|", "–": "-", "−": "-", "±": "~", "°": " ", "→": ">", "←": "<",
         "↑": "^", "↓": "v", "⏎": "<", "─": "-", "│": "|", "╭": "+", "╮": "+", "╰": "+",
-        "╯": "+", "×": "x", "≥": ">", "≤": "<", "“": '"', "”": '"', "’": "'", "█": "#",
+        "╯": "+", "┴": "^", "×": "x", "≥": ">", "≤": "<", "“": '"', "”": '"', "’": "'", "█": "#",
     }
 )  # fmt: skip
 

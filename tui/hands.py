@@ -42,12 +42,14 @@ class Hands(App[int]):
     palette: str = "dark"
     read_only: bool = False
     actor: str = "screen"
+    workspace: Path | None = None  # where the doctor looks
 
     def __init__(self) -> None:
         super().__init__(ansi_color=True)
         self._turn = asyncio.Lock()
         self._queued = 0
         self.pictures = 0
+        self.deleted_version: int | None = None
 
     # --- given by the showing half ---
 
@@ -172,8 +174,18 @@ class Hands(App[int]):
     async def choose(self, title: str, options: Sequence[ask.Option], below: str) -> str | None:
         return await self.push_screen_wait(ask.choice(title, options, below, self.palette))
 
-    async def ask(self, title: str, question: str) -> str | None:
-        return await self.push_screen_wait(ask.Prompt(title, question))
+    async def ask(
+        self,
+        title: str,
+        question: str,
+        value: str = "",
+        problem: str = "",
+        words: Sequence[str] = (),
+    ) -> str | None:
+        """One line of text, begun with `value`; `problem` is what was wrong with the last one,
+        `words` are completed."""
+        prompt = ask.Prompt(title, question, value, problem, words, self.palette)
+        return await self.push_screen_wait(prompt)
 
     async def show_page(self, title: str, lines: Sequence[str]) -> None:
         await self.push_screen(ask.text_page(title, lines))

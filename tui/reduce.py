@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from trainer_tui.tui.findings import Finding
 from trainer_tui.tui.view import (
     ALL_PANELS,
     Evaluated,
@@ -117,6 +118,13 @@ class AwayRead:
     """The strip of what happened meanwhile has been read."""
 
 
+@dataclass(frozen=True, slots=True)
+class FindingsCame:
+    """What the doctor found."""
+
+    findings: tuple[Finding, ...]
+
+
 News = (
     LinkChanged
     | StatusCame
@@ -131,6 +139,7 @@ News = (
     | AwayRead
     | SettingsCame
     | DiskCame
+    | FindingsCame
 )
 
 
@@ -173,6 +182,8 @@ def reduce(view: View, news: News) -> tuple[View, Touched]:
             return replace(view, disk_left_s=seconds_left), touched
         case SettingsCame():
             return view, NONE
+        case FindingsCame(findings):
+            return replace(view, findings=findings), frozenset({Panel.LOSS, Panel.QUEUE})
         case AwayRead():
             return replace(view, away=()), frozenset({Panel.EVENTS})
         case _ as never:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from trainer_tui.tui.view import Connecting, Job, Live, Lost, Panel, Version, View
 
+GUARDED = "needs_approval"
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -64,6 +66,19 @@ def retriable(at: Situation) -> str | None:
     return f"#{at.job.id} neither failed nor is blocked nor done"
 
 
+def done_job(at: Situation) -> str | None:
+    """Why the selected job's loss cannot be laid over the one in hand."""
+    if at.job is None:
+        return "no job is selected"
+    return None if at.job.state == "completed" else f"#{at.job.id} is not done"
+
+
+def untrained(at: Situation) -> str | None:
+    if at.view.training.global_step:
+        return "training has begun; a new model is an edit of base_model, then approve (a)"
+    return None
+
+
 def has_version(at: Situation) -> str | None:
     return None if at.version is not None else "there is no version yet"
 
@@ -85,7 +100,8 @@ def saveable(at: Situation) -> str | None:
 
 def pending_config(at: Situation) -> str | None:
     status = at.view.status
-    waits = status is not None and bool(status.config.pending)
+    pending = status.config.pending if status else []
+    waits = any(not isinstance(p, dict) or p.get("when", GUARDED) == GUARDED for p in pending)
     return None if waits else "no config change waits for approval"
 
 

@@ -10,8 +10,10 @@ import msgspec
 from textual import events
 from textual.screen import Screen
 
-from trainer_tui.safety.errors import NoDaemon
+from trainer_tui.safety.errors import NoDaemon, TrainerTuiError
+from trainer_tui.tui import checkup
 from trainer_tui.tui import reduce as news
+from trainer_tui.tui.findings import Finding
 from trainer_tui.tui.hands import Hands
 from trainer_tui.tui.panels.base import FramedPanel
 from trainer_tui.tui.panels.events import EventsPanel
@@ -43,6 +45,8 @@ class Stage(Hands):
         self._subject_panel = Panel.QUEUE
         self._before_solo: FramedPanel | None = None
         self._reports: dict[int, dict[str, object] | None] = {}
+        self._incidents: dict[str, dict[str, object] | None] = {}
+        self._examined = False
 
     @property
     def standing(self) -> bool:
@@ -122,6 +126,30 @@ class Stage(Hands):
         before = self._before_solo
         (before if before is not None and before.display else self.queue).focus()
 
+    # --- the doctor, once, on a first visit ---
+
+    async def examine(self) -> tuple[Finding, ...]:
+        """Ask the doctor. Raises Refused."""
+        found = await checkup.examine(self.workspace)
+        self.hear(news.FindingsCame(found))
+        return found
+
+    def examine_if_new(self) -> None:
+        if not self._examined and self.view.is_new and self.workspace is not None:
+            self.examine_again()
+
+    def examine_again(self) -> None:
+        """Beside everything else; a doctor that fails is told in its own place."""
+        self._examined = True
+        self.run_worker(self._examine_quietly(), group="doctor", exclusive=True)
+
+    async def _examine_quietly(self) -> None:
+        try:
+            await self.examine()
+        except TrainerTuiError as problem:
+            text = Finding(level="fail", subject="doctor", text=problem.message, hint=problem.hint)
+            self.hear(news.FindingsCame((text,)))
+
     # --- selection ---
 
     def situation(self) -> Situation:
@@ -174,3 +202,34 @@ class Stage(Hands):
         if isinstance(found, dict):
             self._reports[job_id] = found
             self.inspector.repaint()
+
+    # --- incidents ---
+
+    @property
+    def incidents_folder(self) -> str:
+        status = self.view.status
+        return f"{status.daemon.workspace}/state/incidents" if status else ""
+
+    def incident_of(self, event: Said) -> dict[str, object] | None:
+        """The evidence an event names, if it was read; asks for it otherwise."""
+        name = event.data.get("incident") if isinstance(event.data, dict) else None
+        if not isinstance(name, str):
+            return None
+        if name not in self._incidents:
+            self._incidents[name] = None
+            if len(self._incidents) > REPORTS_KEPT:
+                self._incidents.pop(next(iter(self._incidents)))
+            self.run_worker(self._read_incident(name), group="look")
+        return self._incidents.get(name)
+
+    async def _read_incident(self, name: str) -> None:
+        try:
+            found = msgspec.json.decode(await self.backend.get("/v1/incidents"))
+        except (NoDaemon, Declined, msgspec.DecodeError):
+            self._incidents.pop(name, None)
+            return
+        listed = found.get("incidents") if isinstance(found, dict) else None
+        for incident in listed or []:
+            if isinstance(incident, dict) and incident.get("id") == name:
+                self._incidents[name] = incident
+                self.inspector.repaint()

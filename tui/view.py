@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from trainer_tui.tui.findings import Finding
+
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     """A JSON object of the API."""
@@ -357,12 +359,19 @@ class View:
     curves: dict[str, tuple[Point, ...]] = field(default_factory=dict)
     machine_past: tuple[Machine, ...] = ()
     disk_left_s: float | None = None
+    findings: tuple[Finding, ...] | None = None  # the doctor's; None: not asked yet
     heard_at_s: float = 0.0
     sample_at_s: float | None = None
 
     @property
     def training(self) -> Training:
         return self.status.training if self.status else Training()
+
+    @property
+    def is_new(self) -> bool:
+        """A workspace in which nothing was trained and nothing is queued: a first visit."""
+        known = self.status is not None and isinstance(self.link, Live)
+        return known and not self.jobs and not self.training.global_step
 
     @property
     def waiting(self) -> tuple[Job, ...]:

@@ -25,7 +25,7 @@ def make_workspace(folder: Path, model: str = "", **settings: object) -> Workspa
         raise Refused(f"{root} is a workspace already", f"its settings: {root / CONFIG_NAME}")
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if model:
-        values |= _model_values(model)
+        values |= model_values(model)
     text = config_edit.edited(config_edit.default_text(), values, space.config_file)
     durable.make_directory(root, 0o755)
     space.prepare()
@@ -33,7 +33,7 @@ def make_workspace(folder: Path, model: str = "", **settings: object) -> Workspa
     return space
 
 
-def _model_values(model: str) -> dict[str, object]:
+def model_values(model: str) -> dict[str, object]:
     path = Path(model).expanduser()
     if path.is_dir():
         return {"model_name": path.name, "base_model": str(path.absolute())}

@@ -41,7 +41,7 @@ def test_a_chart_of_anything_fits(set_: Any) -> None:
         axes = chart.axes_for(series, low, high, rng.random() < 0.3)
         marks = [
             chart.Mark(rng.uniform(-9, count + 9), "v001", "mark"),
-            chart.Mark(rng.uniform(-9, count + 9), "x", "bad", upright=False),
+            chart.Mark(rng.uniform(-9, count + 9), "x", "bad", rng.choice(["foot", "axis"])),
         ]
         rows = chart.plot(series, axes, marks, width, height, set_, cursor=rng.uniform(-1, count))
         assert len(rows) == height

@@ -13,6 +13,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
+from textual.suggester import SuggestFromList
 from textual.widgets import Input, Static
 
 from trainer_tui.safety.text import printable
@@ -50,16 +51,29 @@ class Prompt(ModalScreen[str | None]):
 
     AUTO_FOCUS = "Input"
 
-    def __init__(self, title: str, question: str) -> None:
+    def __init__(
+        self,
+        title: str,
+        question: str,
+        value: str = "",
+        problem: str = "",
+        words: Sequence[str] = (),
+        palette: str = "dark",
+    ) -> None:
         super().__init__()
         self._title = title
-        self._question = question
+        self._body = Text(question)
+        if problem:
+            self._body.append(f"\n{printable(problem)}", style_of("bad", palette))
+        self._value = value
+        self._words = words
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as box:
             box.border_title = self._title
-            yield Static(Text(self._question))
-            yield Input(max_length=200)
+            yield Static(self._body)
+            suggester = SuggestFromList(self._words) if self._words else None
+            yield Input(self._value, max_length=1000, suggester=suggester, select_on_focus=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value.strip())

@@ -11,27 +11,9 @@ from trainer_tui.tui import figures
 from trainer_tui.tui.glyphs import Glyphs, bar
 from trainer_tui.tui.ink import Line, Row
 from trainer_tui.tui.panels.base import FramedPanel
+from trainer_tui.tui.panels.facts import NAME_CELLS, fact, fact_wrapped, wrapped
+from trainer_tui.tui.panels.incident import incident_lines
 from trainer_tui.tui.view import Job, Panel, Said, Version
-
-NAME_CELLS = 11
-
-
-def fact(name: str, value: str, role: str = "") -> Line:
-    return Line().add(f" {name:<{NAME_CELLS}}", "dim").add(value, role)
-
-
-def wrapped(text: str, width: int, role: str = "", indent: str = " ") -> list[Line]:
-    """`text` in lines of at most `width` cells, broken at blanks."""
-    lines: list[Line] = []
-    for paragraph in text.splitlines() or [""]:
-        current = indent
-        for word in printable(paragraph).split():
-            if len(current) + len(word) + 1 > width and current.strip():
-                lines.append(Line().add(current, role))
-                current = indent
-            current += (" " if current.strip() else "") + word
-        lines.append(Line().add(current, role))
-    return lines
 
 
 def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Glyphs) -> list[Line]:
@@ -50,7 +32,7 @@ def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Gl
             lines += wrapped(f"{job.error.hint}", width, "dim")
         lines.append(Line().add(" r ", "key").add("retries it", "dim"))
     role = {"ok": "good", "warn": "warn", "block": "bad"}.get(job.verdict, "")
-    lines.append(fact("verdict", printable(job.summary or job.verdict, width), role))
+    lines += fact_wrapped("verdict", job.summary or job.verdict, width, role)
     rejects = f", {job.rejected_rows} rejected" if job.rejected_rows else ""
     lines.append(fact("rows", f"{figures.count(job.rows)}{rejects}"))
     supervised = figures.short_count(job.supervised_tokens)
@@ -195,7 +177,12 @@ class InspectorPanel(FramedPanel):
             case Version():
                 return version_lines(subject, width)
             case Said():
-                return event_lines(subject, width)
+                app = self.screen_app
+                lines = event_lines(subject, width)
+                found = app.incident_of(subject)
+                if found is not None:
+                    lines += [Line(), *incident_lines(found, app.incidents_folder, width)]
+                return lines
             case _:
                 return [Line().add(" Nothing is selected.", "dim")]
 

@@ -6,12 +6,14 @@ Invariant: the chart is drawn again only when its points, its size or its settin
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from textual import events
 
+from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.chart import (
     Axes,
@@ -24,10 +26,12 @@ from trainer_tui.tui.chart import (
     smoothed,
     snapped,
 )
+from trainer_tui.tui.compare import Earlier, begin_of
 from trainer_tui.tui.glyphs import Glyphs, sparkline
 from trainer_tui.tui.ink import Line, Row, fit
 from trainer_tui.tui.panels.base import FramedPanel
-from trainer_tui.tui.view import Panel, Point, View
+from trainer_tui.tui.panels.first_run import nothing_trained
+from trainer_tui.tui.view import Panel, Point, Said, View
 
 EMAS = (0.0, 0.6, 0.9, 0.99)
 LOW_ROWS = 6
@@ -35,6 +39,8 @@ READOUT_CELLS = 18
 AUTO_STEPS = 20_000
 MIN_WINDOW = 20
 MARKS = 12  # of a kind, the newest
+TICKS = 40
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class Look:
     end: float | None = None  # where the window ends when it does not follow
     cursor: float | None = None
     compare: int | None = None  # a version number
+    earlier: Earlier | None = None  # a file trained before
 
 
 def window_of(look: Look, curves: dict[str, tuple[Point, ...]]) -> tuple[float, float]:
@@ -62,8 +69,8 @@ def window_of(look: Look, curves: dict[str, tuple[Point, ...]]) -> tuple[float, 
 
 
 def marks_of(view: View, glyphs: Glyphs) -> list[Mark]:
-    """Versions and file boundaries as upright lines; steps without a finite loss and errors as
-    crosses at the foot."""
+    """Versions and file boundaries as upright lines; errors, steps without a finite loss and
+    pauses as signs at the foot; checkpoints as ticks on the axis."""
     points = view.curves.get("loss", ())
     marks = [
         Mark(version.global_step, f"v{version.number:03d}", "mark")
@@ -76,12 +83,35 @@ def marks_of(view: View, glyphs: Glyphs) -> list[Mark]:
             marks.append(Mark(step, "", "faint"))
     for point in points:
         if point.mean is None or not math.isfinite(point.mean):
-            marks.append(Mark(point.step, glyphs.cross, "bad", upright=False))
-    errors = [event for event in view.said if event.level == "error" and event.at]
-    for event in errors[:MARKS]:
-        if (step := step_at(points, event.at or "")) is not None:
-            marks.append(Mark(step, glyphs.cross, "bad", upright=False))
-    return marks
+            marks.append(Mark(point.step, glyphs.cross, "bad", "foot"))
+    pauses = [event for event in view.said if _halts(event)]
+    errors = [event for event in view.said if event.level == "error"]
+    for events_, sign, role in ((pauses, glyphs.pause, "warn"), (errors, glyphs.cross, "bad")):
+        for event in events_[:MARKS]:
+            if (step := step_of(event, points)) is not None:
+                marks.append(Mark(step, sign, role, "foot"))
+    saved = [found for event in view.said if (found := saved_step(event)) is not None]
+    return marks + [Mark(step, glyphs.saved, "good", "axis") for step in saved[:TICKS]]
+
+
+def _halts(event: Said) -> bool:
+    """Whether somebody let training stand still there."""
+    wish = event.data.get("intent") if isinstance(event.data, dict) else None
+    return event.topic == "training" and wish in ("pause", "stopped")
+
+
+def saved_step(event: Said) -> float | None:
+    """The step of the checkpoint that the event tells of."""
+    found = _CHECKPOINT.match(event.text) if event.topic == "checkpoint" else None
+    return float(found[1]) if found else None
+
+
+def step_of(event: Said, points: Sequence[Point]) -> float | None:
+    """The step at which it happened: the one it names, else the one of its time."""
+    named = event.data.get("step") if isinstance(event.data, dict) else None
+    if isinstance(named, int | float):
+        return float(named)
+    return step_at(points, event.at) if event.at else None
 
 
 def step_at(points: Sequence[Point], moment: str) -> float | None:
@@ -208,6 +238,10 @@ def curves_of(view: View, look: Look, low: float, high: float, columns: int) -> 
     version = view.version(look.compare)
     if version is not None and version.loss is not None:
         out.append(Series("compare", ((low, version.loss), (high, version.loss))))
+    if look.earlier is not None:
+        points = look.earlier.laid_at(begin_of(view, high, look.earlier.steps))
+        over = smoothed(points, EMAS[look.ema])
+        out.append(Series("compare", bucketed(over, low, high, columns)))
     if look.ema:
         out.append(Series("raw", envelope(loss, low, high, columns)))
     measured = tuple((p.step, p.mean) for p in val if p.mean is not None and math.isfinite(p.mean))
@@ -231,6 +265,9 @@ class LossPanel(FramedPanel):
         line.add(f"  val {self.glyphs.val_key}", "val")
         if self.look.compare is not None:
             line.add(f"  v{self.look.compare:03d} {self.glyphs.val_key}", "compare")
+        if self.look.earlier is not None:
+            name = printable(self.look.earlier.name, 16)
+            line.add(f"  {name} {self.glyphs.val_key}", "compare")
         if self.look.window is not None:
             line.add(f"  last {figures.short_count(self.look.window)}", "dim")
         follow = f"  follow {self.glyphs.play}" if self.look.follow else "  held  f"
@@ -239,7 +276,7 @@ class LossPanel(FramedPanel):
     def inner(self, width: int, height: int) -> list[Row]:
         view = self.screen_app.view
         if not view.curves.get("loss") and not view.curves.get("val_loss"):
-            return _nothing_yet(view, width)
+            return nothing_trained(view, width, height, self.glyphs)
         if height < LOW_ROWS:
             return sparks(view, self.look, width, height, self.glyphs)
         drawn = (view.curves, view.training, view.versions, self.look, width, height)
@@ -304,13 +341,3 @@ class LossPanel(FramedPanel):
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         event.stop()
         self.zoom(0.5)
-
-
-def _nothing_yet(view: View, width: int) -> list[Row]:
-    reason = view.training.reason or ""
-    lines = [
-        Line(),
-        Line().add("  No step has been trained yet.", "strong"),
-        Line().add(f"  {reason}" if reason else "  The curve begins with the first step.", "dim"),
-    ]
-    return [line.row(width) for line in lines]

@@ -16,6 +16,7 @@ from trainer_tui.tui import figures
 from trainer_tui.tui.glyphs import Glyphs, bar
 from trainer_tui.tui.ink import Line, Row, cut, over
 from trainer_tui.tui.panels.base import ListPanel
+from trainer_tui.tui.panels.first_run import nothing_queued
 from trainer_tui.tui.view import Job, Panel, View
 
 PRIORITY_WORDS = {"high": "HIGH", "normal": "normal", "low": "low"}
@@ -202,7 +203,9 @@ class QueuePanel(ListPanel):
     def inner(self, width: int, height: int) -> list[Row]:
         jobs = self.jobs
         if not jobs:
-            return _empty(width, bool(self._filter), self.screen_app.view)
+            if self._filter:
+                return [Line().add(" nothing matches; esc shows all", "dim").row(width)]
+            return nothing_queued(self.screen_app.view, width)
         self._settle(self.keys())
         paused = self.screen_app.view.training.state in ("paused", "pausing", "stopped")
         marks = 1 if self.drag and self.drag.before is not None else 0
@@ -316,27 +319,3 @@ class QueuePanel(ListPanel):
             self.release_mouse()
             self.repaint()
         return drag
-
-
-def _empty(width: int, filtered: bool, view: View) -> list[Row]:
-    if filtered:
-        return [Line().add(" nothing matches; esc shows all", "dim").row(width)]
-    folder = view.status.daemon.workspace if view.status else ""
-    where = f"{printable(folder)}/inbox" if folder else "inbox/"
-    lines = [
-        Line(),
-        Line().add("  Nothing waits.", "strong"),
-        Line().add("  Drop a .jsonl file of chats into ", "dim").add(where, ""),
-        Line().add("  inbox/high/ and inbox/low/ set its priority.", "dim"),
-    ]
-    if not view.training.global_step:  # a first visit
-        lines += [
-            Line().add("  The model is ", "dim").add("base_model").add(" in config.toml.", "dim"),
-            Line()
-            .add("  trainer-tui demo", "")
-            .add(" shows it all; ", "dim")
-            .add("trainer-tui doctor", "")
-            .add(" checks this machine.", "dim"),
-        ]
-        lines = lines[1:]
-    return [line.row(width) for line in lines]

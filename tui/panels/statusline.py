@@ -9,6 +9,7 @@ from trainer_tui.tui import figures
 from trainer_tui.tui.canvas import Canvas
 from trainer_tui.tui.glyphs import Glyphs
 from trainer_tui.tui.ink import Line, Row, both
+from trainer_tui.tui.situation import GUARDED
 from trainer_tui.tui.view import Connecting, Live, Lost, Panel, View
 
 if TYPE_CHECKING:
@@ -50,8 +51,12 @@ def rows(view: View, now_s: float, rate_bytes: float, width: int, glyphs: Glyphs
         line.add(f"{dot}{printable(status.training.reason, 120)}", "warn")
     if status is not None and status.config.problem:
         line.add(f"{dot}config: {printable(str(status.config.problem), 120)}", "bad")
-    if status is not None and status.config.pending:
-        line.add(f"{dot}{len(status.config.pending)} config change waits: a", "warn")
+    if status is not None and (pending := status.config.pending):
+        guarded = [p for p in pending if not isinstance(p, dict) or p.get("when") == GUARDED]
+        if guarded:
+            line.add(f"{dot}{_changes(len(guarded))} for approval: a", "warn")
+        else:
+            line.add(f"{dot}{_changes(len(pending))} for the next file", "dim")
     if status is not None:
         line.add(f"{dot}daemon up {figures.coarse(status.daemon.uptime_s)}", "dim")
         viewers = status.daemon.viewers
@@ -60,6 +65,10 @@ def rows(view: View, now_s: float, rate_bytes: float, width: int, glyphs: Glyphs
     if rate_bytes >= 50:
         line.add(f"{dot}{rate_bytes / 1000:.1f} kB/s", "dim")
     return [line.row(width)]
+
+
+def _changes(count: int) -> str:
+    return "a config change waits" if count == 1 else f"{count} config changes wait"
 
 
 class StatusLine(Canvas):

@@ -1,0 +1,81 @@
+"""Deeds that show a page: the doctor's findings, incidents, the disk. They change nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from trainer_tui.safety.text import printable
+from trainer_tui.tui import figures
+from trainer_tui.tui.findings import Finding
+from trainer_tui.tui.panels.incident import incident_lines
+
+if TYPE_CHECKING:
+    from trainer_tui.tui.control import TrainerApp
+
+PAGE_CELLS = 68
+
+
+async def show_doctor(app: TrainerApp) -> None:
+    app.say("looking at this machine…", "dim")
+    found = await app.examine()
+    app.say("", "dim")
+    await app.show_page("Doctor", doctor_lines(found))
+
+
+def doctor_lines(found: tuple[Finding, ...]) -> list[str]:
+    """Two lines a finding at most; the worst come first."""
+    marks = {"ok": "✓", "note": "·", "fail": "✕"}
+    lines = []
+    for finding in found:
+        mark = marks.get(finding.level, "·")
+        lines.append(f"{mark} {finding.subject:<10} {printable(finding.text, 300)}")
+        if finding.hint:
+            lines.append(f"  {'':<10} → {printable(finding.hint, 300)}")
+    return lines or ["Nothing was found."]
+
+
+async def show_incidents(app: TrainerApp) -> None:
+    answer = msgspec.json.decode(await app.backend.get("/v1/incidents"))
+    found = answer.get("incidents") if isinstance(answer, dict) else None
+    lines: list[str] = []
+    for incident in found or []:
+        rows = incident_lines(incident, app.incidents_folder, PAGE_CELLS)
+        lines += ["".join(text for text, _ in row.spans) for row in rows]
+        lines += ["", "─" * PAGE_CELLS]
+    await app.show_page("Incidents", lines[:-2] or ["Nothing has gone wrong here."])
+
+
+async def show_disk(app: TrainerApp) -> None:
+    answer = msgspec.json.decode(await app.backend.get("/v1/disk"))
+    await app.show_page("Disk", disk_lines(answer if isinstance(answer, dict) else {}))
+
+
+def disk_lines(found: dict[str, Any]) -> list[str]:
+    """Each fact of the daemon's answer as a line, sizes and times as people read them."""
+    lines: list[str] = []
+    for name, value in found.items():
+        words = name.removesuffix("_bytes").replace("_", " ")
+        if isinstance(value, list):
+            lines += ["", f"{words}:" if value else f"{words}: nothing"]
+            lines += [f"  {printable(_item(item), 200)}" for item in value[:200]]
+        elif name.endswith("_bytes"):
+            lines.append(f"{words:<20} {figures.size(value)}")
+        elif name.startswith("seconds"):
+            left = "it does not fill" if value is None else figures.duration(value)
+            lines.append(f"{'full in':<20} {left}")
+        else:
+            lines.append(f"{words:<20} {printable(str(value), 200)}")
+    return lines
+
+
+def _item(item: object) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    parts = [
+        figures.size(value) if name.endswith("bytes") else str(value)
+        for name, value in item.items()
+        if value not in (None, "", [])
+    ]
+    return "  ".join(parts)
