@@ -28,6 +28,7 @@ from trainer_tui.daemon.inbox import Inbox
 from trainer_tui.daemon.job_view import Context
 from trainer_tui.daemon.keeper import Keeper
 from trainer_tui.daemon.notices import Notices
+from trainer_tui.daemon.rollback_wish import RollbackWish
 from trainer_tui.daemon.rounds import Rounds
 from trainer_tui.daemon.run import daemon_record
 from trainer_tui.daemon.settings import Settings
@@ -92,6 +93,7 @@ class Daemon:
         self._keeper = Keeper(
             self._workspace, self._settings, self._training, self._bus, self._teller
         )
+        self._rollback_wish = RollbackWish(self._training, self._keeper, self._teller)
         self._inbox = Inbox(
             self._workspace, self._settings, self._desk, self._teller, self._run_tag
         )

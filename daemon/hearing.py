@@ -48,6 +48,9 @@ class Hearing(TrainingState):
                 self.in_hand = None
             case messages.JobRefused():
                 await self._refused(message)
+            case messages.WantRollback():
+                for listener in self.rollback_wished:
+                    listener(message)
             case messages.Committed():
                 await self._committed(message)
             case messages.Paused():

@@ -60,6 +60,7 @@ class TrainingState:
         self.holds: dict[str, str] = {}
         self.aftermath = Aftermath(means.workspace, means.settings, means.desk, means.teller)
         self.after_commit: list[Callable[[Committed, list[int]], None]] = []
+        self.rollback_wished: list[Callable[[messages.WantRollback], None]] = []
         self._ledger = Ledger(means.workspace)
         self._failed: messages.Failed | None = None
         self._said_stopping = False

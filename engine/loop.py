@@ -37,6 +37,7 @@ from trainer_tui.safety.messages import (
     Stopping,
     Train,
     WantJob,
+    WantRollback,
 )
 
 log = logging.getLogger("trainer.loop")
@@ -124,7 +125,7 @@ class Loop:
                         work.measure_whole()  # when time allows: a checkpoint says how good it is
                     self._saver.if_due()
         except StopFile as stop:
-            self._set_aside(work, stop.incident.kind, stop.incident.text, "skip")
+            self._stopped_by(work, stop)
 
     def _finish_file(self, work: Work) -> None:
         work.finish()
@@ -255,7 +256,7 @@ class Loop:
                 try:
                     work.measure_whole(wanted=True)
                 except StopFile as stop:
-                    self._set_aside(work, stop.incident.kind, stop.incident.text, "skip")
+                    self._stopped_by(work, stop)
             case Hungry() | Halted(None):
                 self._idle_measuring(self._opener).whole(wanted=True)
             case _:
@@ -270,7 +271,19 @@ class Loop:
                 # Done or not begun: there is nothing to set aside, but it may wait for a commit.
                 self._saver.now("skip")
 
-    def _set_aside(self, work: Work, error_class: str, text: str, reason: Reason) -> None:
+    def _stopped_by(self, work: Work, stop: StopFile) -> None:
+        incident = stop.incident
+        self._set_aside(work, incident.kind, incident.text, "skip", rollback=stop.rollback)
+
+    def _set_aside(
+        self,
+        work: Work,
+        error_class: str,
+        text: str,
+        reason: Reason,
+        *,
+        rollback: bool = False,
+    ) -> None:
         """Commit first: the cursor must be on disk before the daemon moves the job."""
         was_halted = isinstance(self._state, Halted)
         session, job = self._session, work.job
@@ -280,6 +293,8 @@ class Loop:
         session.control.say(
             JobRefused(job.train.job_id, error_class, text, "retry goes on from there", fraction)
         )
+        if rollback:
+            session.control.say(WantRollback(job.train.job_id, error_class, text))
         if was_halted:
             self._state = Halted(None)
             session.control.say(WantJob())

@@ -38,11 +38,12 @@ class TooManyNans(Exception):
 
 
 class StopFile(Exception):
-    """The ladder says: set this file aside, keep what it taught."""
+    """The ladder says: set this file aside; keep what it taught, or ask for a rollback."""
 
-    def __init__(self, incident: Incident) -> None:
+    def __init__(self, incident: Incident, *, rollback: bool) -> None:
         super().__init__(incident.text)
         self.incident = incident
+        self.rollback = rollback
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +291,7 @@ class Work:
                 factor = session.progress.lr_factor / 2
                 session.progress = dataclasses.replace(session.progress, lr_factor=factor)
             case "stop_file" | "rollback":  # the daemon rolls back once the file is set aside
-                raise StopFile(incident)
+                raise StopFile(incident, rollback=rung == "rollback")
 
     def _evaluate(self, turn: int) -> None:
         session, job = self._session, self.job
@@ -353,7 +354,7 @@ RUNG_TEXTS = {
     "notify": "training goes on",
     "halve_lr": "the learning rate is halved",
     "stop_file": "the file is set aside",
-    "rollback": "the file is set aside; roll back to a version",
+    "rollback": "the file is set aside and the version before it is asked for",
 }
 
 

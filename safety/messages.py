@@ -166,6 +166,15 @@ class JobRefused(_Message, frozen=True, tag="job_refused"):
     fraction: float = 0.0
 
 
+class WantRollback(_Message, frozen=True, tag="want_rollback"):
+    """After `JobRefused`: the ladder asks for the version before the current state. The daemon
+    does what a person's rollback does. `reason`: the kind of incident."""
+
+    job_id: int
+    reason: str
+    text: str
+
+
 class Committed(_Message, frozen=True, tag="committed"):
     """A checkpoint was renamed into place; look at the disk for what it holds."""
 
@@ -221,6 +230,7 @@ FromTrainer = (
     | Evaluated
     | JobTrained
     | JobRefused
+    | WantRollback
     | Committed
     | Paused
     | Resumed

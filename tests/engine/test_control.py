@@ -29,6 +29,7 @@ from trainer_tui.safety.messages import (
     Stop,
     Stopping,
     WantJob,
+    WantRollback,
 )
 
 LONG = 400  # rows: more steps than any of these tests waits for
@@ -258,3 +259,22 @@ def test_sigusr1_shows_the_stacks_of_all_threads(make_driver: Callable[..., Driv
         time.sleep(0.02)
     assert output.read_text().count("Thread 0x") >= 2
     assert driver.stop() == 0
+
+
+def test_the_rung_rollback_sets_the_file_aside_committed_and_asks_for_the_version_before(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver(ladder={"divergence": ["rollback"]})
+    driver.add_job(toy_rows(LONG, 1))
+    (driver.workspace.root / "trap.json").write_text(json.dumps({"spike_from": 30}))
+    driver.start(entry="trap")
+    wish = driver.wait_for(WantRollback)
+    after = driver.wait_for(WantJob, after=len(driver.steps()))
+    assert driver.stop() == 0
+    order = [type(m) for m in driver.seen if isinstance(m, JobRefused | WantRollback | WantJob)]
+    assert order[-3:] == [JobRefused, WantRollback, WantJob] and after is not None
+    (refused,) = driver.all_of(JobRefused)
+    assert (wish.job_id, wish.reason, wish.text) == (1, "divergence", refused.message)
+    newest = driver.newest()
+    assert newest is not None and newest.manifest.reason == "skip"
+    assert newest.manifest.cursors[0].step_index == newest.manifest.global_step >= 30

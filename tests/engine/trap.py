@@ -5,6 +5,7 @@
 `fail_writer`: {"operation", "errno", "times"}: that durable operation of the writer fails.
 `raise_steps`: global steps that crash. `nan_steps`: global steps whose loss is NaN.
 `poison_token`: a micro-batch that holds this token crashes; with `poison_nan` its loss is NaN.
+`spike_from`: from this global step on the loss is forty times what it is.
 `oom_tokens`: micro-batches over this do not fit.
 """
 
@@ -64,6 +65,8 @@ def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
         if poisoned and not traps.get("poison_nan"):
             raise ValueError("a poison row (a trap)")
         loss = honest_loss(model, batch, penalties)
+        if now["step"] >= traps.get("spike_from", 1 << 60):
+            loss = loss * 40
         if poisoned:
             loss = loss * float("nan")
         if now["step"] in traps.get("nan_steps", ()):

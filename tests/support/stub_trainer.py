@@ -3,6 +3,7 @@ heartbeat and commits real (tiny) checkpoints with real manifests and ledgers.
 
 Behaviour comes from `stub.json` in the workspace, read again before every step:
 `steps` per file, `step_s`, `crash_at` {job id: step} (exit 1), `refuse` [job id], `save_every`,
+`want_rollback` {job id: step} (set aside there, and a rollback asked for),
 `hang_at` (a global step that never ends), `fail_on_start` (an error class).
 A "row" is a line of the job's data.
 """
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "step_s": 0.01,
     "crash_at": {},
     "refuse": [],
+    "want_rollback": {},
     "save_every": 0,
     "crash_on_start": False,
     "hang_at": 0,
@@ -187,6 +189,8 @@ class Stub:
             return self.end_job()
         if options["crash_at"].get(str(self.job.job_id)) == self.at:
             os._exit(1)
+        if options["want_rollback"].get(str(self.job.job_id)) == self.at:
+            return self.ask_for_rollback(self.job.job_id)
         while options["hang_at"] and self.step + 1 >= options["hang_at"]:
             time.sleep(0.05)
         time.sleep(options["step_s"])
@@ -218,6 +222,12 @@ class Stub:
         if due and self.at < steps:  # the end of a file has a commit of its own
             self.commit("save_steps")
         return None
+
+    def ask_for_rollback(self, job_id: int) -> None:
+        self.job, self.want_said = None, False
+        self.commit("skip")
+        self.say(messages.JobRefused(job_id, "divergence", "made to diverge", "", 0.5))
+        self.say(messages.WantRollback(job_id, "divergence", "made to diverge"))
 
     def end_job(self) -> int | None:
         assert self.job is not None
