@@ -265,6 +265,7 @@ class Daemon:
             epochs=figures.epochs,
             in_hand_s=eta.job_seconds(figures) or (0.0 if figures.job_id is None else None),
             fractions=fractions,
+            trained=training.trained,
         )
 
     # --- undo ------------------------------------------------------------------------------------

@@ -119,6 +119,10 @@ class Desk:
         """Other file work that must not run beside a change of the queue."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
+    def look_again(self) -> None:
+        """What views show changed although the queue did not."""
+        self._dirty.set()
+
     def _changed(self) -> None:
         self._dirty.set()
         self.on_change()

@@ -46,6 +46,7 @@ class Hearing(TrainingState):
             case messages.JobTrained(job_id=job_id):
                 self._trained.add(job_id)
                 self.in_hand = None
+                self._means.desk.look_again()
             case messages.JobRefused():
                 await self._refused(message)
             case messages.WantRollback():

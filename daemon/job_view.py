@@ -11,11 +11,14 @@ from trainer_tui.daemon.eta import Speed
 from trainer_tui.queue.job import Job, JobError
 from trainer_tui.queue.waiting import QuietHours, why_waiting
 
+TRAINED = "trained, waits for its checkpoint"
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a view depends on besides the job. `fractions`: of the jobs in `processing/`, how much
-    is trained. `in_hand_s`: until the job in hand is done. `not_training`: why nothing is trained.
+    is trained; `trained`: those that only wait for their checkpoint. `in_hand_s`: until the job
+    in hand is done. `not_training`: why nothing is trained.
     """
 
     now: datetime
@@ -25,6 +28,7 @@ class Context:
     epochs: int = 1
     in_hand_s: float | None = None
     fractions: dict[int, float | None] = field(default_factory=dict)
+    trained: frozenset[int] = frozenset()
 
 
 def views(
@@ -36,7 +40,8 @@ def views(
     for job in jobs:
         if job.state == "processing":
             ahead += 1
-            yield _view(job, context, None, "", (0.0, start_s), None)
+            why = TRAINED if job.id in context.trained else ""
+            yield _view(job, context, None, why, (0.0, start_s), None)
         elif job.state == "waiting":
             place += 1
             start_s = end_s

@@ -27,6 +27,13 @@ from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.workspace import Workspace
 
 Mail = Callable[[], Coroutine[Any, Any, None]]
+WISHES: dict[intent.Wish, str] = {
+    "run": "training is to go on",
+    "pause": "training is to pause",
+    "stop_after_file": "training is to stop after this file",
+    "stopped": "training is to stop",
+    "degraded": "training is given up",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +118,17 @@ class TrainingState:
         """Durable when this returns; the effect follows. Raises OSError."""
         new = intent.wish(wish, by, why, release=release)
         await asyncio.to_thread(intent.save, self._means.workspace.intent_file, new)
-        self.intent = new
+        before, self.intent = self.intent, new
+        if wish != before.training and wish != "degraded":  # giving up is told with its reason
+            self._tell_wish(wish, by)
         if wish in ("run", "stopped"):
             self.aftermath.begin_anew()
         self.poke()
+
+    def _tell_wish(self, wish: intent.Wish, by: str) -> None:
+        words = WISHES[wish] + (f" (asked by {by})" if by else "")
+        step = self.figures.global_step
+        self._means.teller.say("info", "training", words, intent=wish, step=step)
 
     async def until(self, true: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until `true()`; False when time ran out. Looked at after every event."""
@@ -156,6 +170,11 @@ class TrainingState:
     def skip(self, job_id: int) -> None:
         """Ask for it; `_refused` is the effect."""
         self.send(messages.Skip(job_id))
+
+    @property
+    def trained(self) -> frozenset[int]:
+        """Jobs that wait for the checkpoint that lists them."""
+        return frozenset(self._trained)
 
     def fraction_of(self, job_id: int) -> float | None:
         """Of a job in `processing/` that is not in hand: trained and not committed yet, or

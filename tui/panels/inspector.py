@@ -26,6 +26,8 @@ def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Gl
         lines.append(fact("progress", filled, "bar").add(rest, "off").add(f" {share}"))
     if job.why_waiting and job.state == "waiting":
         lines += wrapped(f"waits: {job.why_waiting}", width, "warn" if job.held else "")
+    elif job.why_waiting:
+        lines += wrapped(job.why_waiting, width, "good")
     if job.error:
         lines += wrapped(job.error.message or "failed", width, "bad")
         if job.error.hint:

@@ -72,6 +72,8 @@ def mark(job: Job, glyphs: Glyphs) -> tuple[str, str]:
 def middle(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Line:
     """What is most worth knowing of a job: progress, verdict, reason, result."""
     line = Line()
+    if job.state == "processing" and job.why_waiting:
+        return line.add(printable(job.why_waiting, 200), "good")
     if job.state == "processing":
         share = job.fraction or 0.0
         filled, rest = bar(share, max(4, min(28, width - 6)), glyphs)
@@ -103,14 +105,14 @@ def eta(job: Job) -> str:
         return ""
     start, end = job.eta_s[0], job.eta_s[1]
     if job.state == "processing":
-        return figures.duration(end)
+        return "" if job.why_waiting else figures.duration(end)
     return "~" + figures.duration(end - (start or 0.0))
 
 
 def note(job: Job) -> tuple[str, str]:
     match job.state:
         case "processing":
-            return "run", "good"
+            return ("save", "dim") if job.why_waiting else ("run", "good")
         case "failed":
             return "fix", "key"
         case "completed":
