@@ -50,6 +50,8 @@ class QueueBase:
         self._changed_at: dict[int, int] = {}
         self.findings: list[scan.Finding] = []
         self.said: frozenset[scan.Finding] = frozenset()
+        self.folder_marks: tuple[int, ...] | None = None
+        self.lasting: list[scan.Finding] = []
         self.data_marks: dict[int, scan.DataMark] = {}
         for name in QUEUE_FOLDERS:
             durable.make_directory(self.folder / name)

@@ -10,21 +10,14 @@ import json
 import struct
 from pathlib import Path
 
-import msgspec
-import numpy as np
-
 from trainer_tui.data.template import ChatTemplate
-from trainer_tui.data.token_cache import META_NAME as TOKEN_META_NAME
-from trainer_tui.data.token_cache import TokenFile
 from trainer_tui.data.validation import ValidationSet
-from trainer_tui.queue.job import COMPLETED, META_NAME, decode_meta
-from trainer_tui.queue.report import Context, Hashes
+from trainer_tui.queue import trained
+from trainer_tui.queue.report import Context
 from trainer_tui.safety import config
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import DataProblem
 from trainer_tui.safety.workspace import Workspace
-
-TRAINED_ROWS_KEPT = 8_000_000  # 64 MB
 
 
 def build(workspace: Workspace | None) -> Context:
@@ -43,7 +36,7 @@ def build(workspace: Workspace | None) -> Context:
         template=template,
         template_notes=notes,
         validation=_validation_hashes(workspace.validation),
-        trained=trained_rows(workspace),
+        trained=trained.load(workspace),
         tokens_per_s=_measured_speed(workspace.status_file),
         parameters=parameters_of(folder),
     )
@@ -62,35 +55,6 @@ def load_template(folder: Path) -> tuple[ChatTemplate | None, tuple[str, ...]]:
 def _validation_hashes(folder: Path) -> frozenset[bytes]:
     found = ValidationSet.current(folder)
     return found.hashes if found is not None else frozenset()
-
-
-def trained_rows(workspace: Workspace) -> Hashes:
-    """First 8 bytes of the identities of rows in completed files whose tokens are still cached."""
-    completed = _completed_hashes(workspace.queue / COMPLETED)
-    found, rows = [np.zeros(0, np.uint64)], 0
-    tokens = workspace.cache / "tokens"
-    for meta in sorted(tokens.glob(f"*/{TOKEN_META_NAME}")) if completed else ():
-        try:
-            if json.loads(meta.read_bytes()).get("file_sha256") not in completed:
-                continue
-            cached = TokenFile(meta.parent)
-        except (OSError, ValueError, msgspec.MsgspecError):
-            continue  # evicted meanwhile, or of another format: it is a cache
-        found.append(np.array(cached.row_hashes[:, 0], dtype=np.uint64))
-        rows += cached.documents
-        if rows > TRAINED_ROWS_KEPT:
-            break
-    return np.unique(np.concatenate(found))
-
-
-def _completed_hashes(folder: Path) -> frozenset[str]:
-    found = set()
-    for path in folder.glob(f"*/{META_NAME}"):
-        try:
-            found.add(decode_meta(path.read_bytes()).file_sha256)
-        except (OSError, msgspec.MsgspecError):
-            continue
-    return frozenset(found)
 
 
 def _measured_speed(status_file: Path) -> float | None:

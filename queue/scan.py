@@ -24,11 +24,12 @@ from trainer_tui.queue.job import (
     directory_name,
     parse_directory_name,
 )
-from trainer_tui.safety import durable
+from trainer_tui.safety import clock, durable
 from trainer_tui.safety.text import printable
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS
 
 SMALL_BYTES = 64 << 10
+SURE_NS = 1_000_000_000  # the kernel's time stamps are some milliseconds coarse
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,16 @@ def directories(queue: Path) -> Iterator[Found | Finding]:
                 )
             else:
                 yield Found(folder, name, entry.inode())
+
+
+def folder_marks(queue: Path) -> tuple[int, ...] | None:
+    """When a name last came to or left each folder (ns); None when that was so lately that
+    another change could still carry the same time. Equal marks: nothing to look for."""
+    try:
+        marks = tuple((queue / folder).stat().st_mtime_ns for folder in QUEUE_FOLDERS)
+    except OSError:
+        return None
+    return None if clock.now_s() * 1e9 - max(marks) < SURE_NS else marks
 
 
 def read_jobs(queue: Path, found: list[Found]) -> Iterator[tuple[Job, Finding | None]]:

@@ -21,7 +21,7 @@ from trainer_tui.data.encode import limits_of
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.rows import RowProblem
 from trainer_tui.data.template import EncodedRow
-from trainer_tui.queue import intake, known, report
+from trainer_tui.queue import intake, known, report, trained
 from trainer_tui.queue.job import (
     DATA_NAME,
     ERROR_NAME,
@@ -116,7 +116,10 @@ def _report(workspace: Workspace, folder: Path, meta: Meta, context: Context) ->
         key = token_cache.token_key(meta.file_sha256, context.template, options)
 
         def keep(rows: Iterator[EncodedRow | RowProblem]) -> None:
-            token_cache.build(workspace.cache, key, meta.file_sha256, rows).close()
+            tokens = token_cache.build(workspace.cache, key, meta.file_sha256, rows)
+            hashes = trained.hashes_of(tokens).tobytes()
+            tokens.close()
+            durable.write_new(folder / trained.ROW_HASHES_NAME, hashes, 0o400)
 
     try:
         outcome = report.make(path, meta.original_name, context, keep=keep)

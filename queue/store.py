@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainer_tui.queue import known
+from trainer_tui.queue import known, trained
 from trainer_tui.queue.base import NEXT_ID_NAME
 from trainer_tui.queue.job import (
     COMPLETED,
@@ -176,8 +176,10 @@ class Queue(QueueMoves):
                 val_before=job.meta.val_before if val_before is None else val_before,
                 val_after=job.meta.val_after if val_after is None else val_after,
             )
-            job = self._write_meta(job, meta)
-            return self._rename(job, COMPLETED)
+            job = self._rename(self._write_meta(job, meta), COMPLETED)
+            if meta.file_sha256:
+                trained.remember(self.workspace, self.path(job), meta.file_sha256)
+            return job
 
     def fail(self, job_id: int, error: JobError, *, skipped_fraction: float | None = None) -> Job:
         """Move a waiting or processing job to `failed/` with its `error.json`."""

@@ -21,8 +21,18 @@ if TYPE_CHECKING:
 
 def reconcile(queue: Queue) -> list[Finding]:
     """See `Queue.reconcile`; called with the queue's lock held."""
-    findings = list(queue.findings)
+    marks = scan.folder_marks(queue.folder)
+    if marks is None or marks != queue.folder_marks:
+        queue.lasting = _compare(queue)
+        queue.folder_marks = marks
+    found = [*queue.findings, *queue.lasting]
     queue.findings.clear()
+    return _only_new(queue, found + _check_processing(queue))
+
+
+def _compare(queue: Queue) -> list[Finding]:
+    """Every directory against what is known of it."""
+    findings = []
     seen: set[int] = set()
     for found in scan.directories(queue.folder):
         if isinstance(found, Finding):
@@ -43,7 +53,7 @@ def reconcile(queue: Queue) -> list[Finding]:
         queue.note_gone(job_id)
         text = f"job {job_id} ({gone.name}) was deleted by hand from {gone.folder}"
         findings.append(Finding("vanished", job_id, text))
-    return _only_new(queue, findings + _check_processing(queue))
+    return findings
 
 
 def _is_copy(queue: Queue, found: scan.Found, known: Job) -> bool:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer_tui.queue import line
 from trainer_tui.queue.order import (
     HIGHEST,
     LOWEST,
@@ -67,3 +68,30 @@ def test_renumbering_keeps_the_order_at_every_moment_and_makes_room(
 @pytest.mark.parametrize("text", ["", "1", "x" * 20, "9" * 20, "-0000000000000000001", "٠" * 20])
 def test_other_texts_are_no_positions(text: str) -> None:
     assert parse_position(text) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 5), st.booleans()), max_size=200))
+def test_the_work_ahead_of_a_place_is_the_sum_of_what_stands_there(steps) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(line, "BLOCK", 4)  # so that blocks are split and emptied
+        check_line(steps)
+
+
+def check_line(steps: list[tuple[int, int, bool]]) -> None:
+    found, model = line.Line(), {}
+    for position, tokens, stays in steps:
+        one = Waiting(position, position)
+        found.remove(one)
+        model.pop(one, None)
+        if stays:
+            found.add(one, tokens)
+            model[one] = tokens
+        assert list(found) == sorted(model) and len(found) == len(model)
+        ahead = [count for other, count in model.items() if other < one]
+        assert found.place_of(one) == len(ahead)
+        assert found.work_before(one) == line.Work(sum(ahead), ahead.count(0))
+        counts = list(model.values())
+        assert found.work() == line.Work(sum(counts), counts.count(0))
+    assert [found[at] for at in range(len(found))] == sorted(model)
+    again = line.Line(model.items())
+    assert list(again) == sorted(model) and again.work() == found.work()

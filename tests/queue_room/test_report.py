@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from trainer_tui.data.token_cache import open_existing
-from trainer_tui.queue import report
+from trainer_tui.queue import report, trained
+from trainer_tui.queue.job import Job
 from trainer_tui.queue.report import Context
 from trainer_tui.queue.report_command import main
 from trainer_tui.queue.report_context import build, load_template
@@ -170,18 +173,59 @@ def test_ordinary_words_are_no_secrets(text: str) -> None:
     assert find_secret(text) is None
 
 
-def test_rows_trained_before_are_recognised(with_model: Workspace, row) -> None:
-    path = with_model.inbox / "a.jsonl"
-    path.write_text("\n".join(rows_of(row, 40)))
-    queue = Queue(with_model)
-    staged = stage(with_model, Order(path), build(with_model))
-    job = queue.admit(staged.folder, "normal")
-    assert build(with_model).trained.size == 0
-    queue.complete(job.id)
-    other = with_model.root / "b.jsonl"
-    other.write_text("\n".join([*rows_of(row, 30), row("new?", "yes")]))
-    found = report.make(other, "b.jsonl", build(with_model)).report
-    assert found.trained_before_rows == 30 and codes(found, "warn") == ["trained_before"]
+def completed_job(workspace: Workspace, lines: list[str]) -> tuple[Queue, Job]:
+    path = workspace.inbox / "a.jsonl"
+    path.write_text("\n".join(lines))
+    queue = Queue(workspace)
+    job = queue.admit(stage(workspace, Order(path), build(workspace)).folder, "normal")
+    assert build(workspace).trained.size == 0
+    return queue, queue.complete(job.id)
+
+
+def trained_before(workspace: Workspace, lines: list[str]) -> int:
+    other = workspace.root / "b.jsonl"
+    other.write_text("\n".join(lines))
+    found = report.make(other, "b.jsonl", build(workspace)).report
+    assert codes(found, "warn") == (["trained_before"] if found.trained_before_rows else [])
+    return found.trained_before_rows
+
+
+def test_rows_trained_before_are_recognised_after_the_job_and_its_tokens_are_gone(
+    with_model: Workspace, row
+) -> None:
+    queue, job = completed_job(with_model, rows_of(row, 40))
+    lines = [*rows_of(row, 30), row("new?", "yes")]
+    assert trained_before(with_model, lines) == 30
+    queue.remove(job.id)
+    shutil.rmtree(with_model.trash)
+    shutil.rmtree(with_model.cache)
+    assert trained_before(with_model, lines) == 30
+
+
+@pytest.mark.parametrize("lost", ["nothing more", "the job's hashes", "its tokens too"])
+def test_what_was_trained_is_found_out_again(lost: str, with_model: Workspace, row) -> None:
+    queue, job = completed_job(with_model, rows_of(row, 40))
+    shutil.rmtree(trained.folder_of(with_model))
+    if lost != "nothing more":
+        (queue.path(job) / trained.ROW_HASHES_NAME).unlink()
+    if lost == "its tokens too":
+        shutil.rmtree(with_model.cache)
+    assert trained_before(with_model, [row("new?", "yes"), *rows_of(row, 20)]) == 20
+    assert len(list(trained.folder_of(with_model).iterdir())) == 1
+
+
+def test_the_memory_of_trained_rows_has_a_bound(
+    with_model: Workspace, row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completed_job(with_model, rows_of(row, 40))
+    (old,) = trained.folder_of(with_model).iterdir()
+    os.utime(old, (1, 1))
+    newer = old.with_name("0" * 64)
+    newer.write_bytes(b"".join(number.to_bytes(8, "little") for number in range(30)))
+    monkeypatch.setattr(trained, "KEPT_ROWS", 50)
+    shutil.rmtree(with_model.queue / "recently_completed")
+    assert build(with_model).trained.tolist() == list(range(30))
+    assert not old.exists() and newer.exists()
 
 
 def test_staging_fills_the_token_cache_in_the_same_pass(with_model: Workspace, row) -> None:

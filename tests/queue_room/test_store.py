@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer_tui.queue import scan
 from trainer_tui.queue.job import JobError, Meta, encode_meta
 from trainer_tui.queue.order import position_text
 from trainer_tui.queue.store import Duplicate, Queue
@@ -19,7 +20,7 @@ from trainer_tui.queue.upkeep import expired
 from trainer_tui.queue.waiting import parse_quiet_hours, why_waiting
 from trainer_tui.safety.config import Retention
 from trainer_tui.safety.errors import ConfigProblem, NotFound, Refused, Stale
-from trainer_tui.safety.workspace import Workspace
+from trainer_tui.safety.workspace import QUEUE_FOLDERS, Workspace
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 
@@ -211,6 +212,20 @@ def test_what_a_person_does_by_hand_is_noticed_and_explained(filled: Queue, stag
     shutil.rmtree(folder / "low" / filled.path(filled.get(4)).name)
     assert filled.reconcile() == []
     assert filled.claim_next(NOW).name == "f0"
+
+
+def test_folders_that_nobody_touched_are_not_read_again(
+    filled: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (filled.folder / "low" / "my folder").mkdir()
+    for folder in QUEUE_FOLDERS:  # the last change was long enough ago to be told from another
+        os.utime(filled.folder / folder, (NOW.timestamp(), NOW.timestamp()))
+    assert [finding.kind for finding in filled.reconcile()] == ["foreign"]
+    with monkeypatch.context() as patched:
+        patched.setattr(scan, "directories", None)
+        assert filled.reconcile() == []
+    shutil.rmtree(filled.path(filled.get(2)))
+    assert [finding.kind for finding in filled.reconcile()] == ["vanished"]
 
 
 def test_an_act_on_a_job_that_was_deleted_by_hand_is_refused(filled: Queue) -> None:
