@@ -26,6 +26,12 @@ class Edit(BaseModel):
     revision: int | None = None
 
 
+class UndoBody(Body):
+    """`force`: also when the act was another viewer's."""
+
+    force: bool = False
+
+
 def _document(house: House) -> dict[str, Any]:
     settings = house.settings
     shown = settings.config.model_dump(mode="json")
@@ -69,15 +75,17 @@ def router(house: House) -> APIRouter:
         return json_response(house.undo.as_dict())
 
     @routes.post("/undo", summary="Take the last act back")
-    async def undo(request: Request, body: Body | None = None) -> Response:
-        check_revision(request, body.revision if body else None, house)
-        said = await house.undo.undo(who(request))
+    async def undo(request: Request, body: UndoBody | None = None) -> Response:
+        wish = body or UndoBody()
+        check_revision(request, wish.revision, house)
+        said = await house.undo.undo(who(request), force=wish.force)
         return json_response({"text": said, "status": house.status()})
 
     @routes.post("/redo", summary="Do it again")
-    async def redo(request: Request, body: Body | None = None) -> Response:
-        check_revision(request, body.revision if body else None, house)
-        said = await house.undo.redo(who(request))
+    async def redo(request: Request, body: UndoBody | None = None) -> Response:
+        wish = body or UndoBody()
+        check_revision(request, wish.revision, house)
+        said = await house.undo.redo(who(request), force=wish.force)
         return json_response({"text": said, "status": house.status()})
 
     return routes

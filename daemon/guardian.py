@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +48,7 @@ class Guardian:
         self._workspace, self._teller = workspace, teller
         self._started: subprocess.Popen[bytes] | None = None
         self._had_watchdog = WATCHDOG_KEY in os.environ
+        self._was_stopped = False
 
     async def run(self) -> None:
         """Ends by cancellation."""
@@ -63,6 +66,7 @@ class Guardian:
             self._started.poll()  # reap it
         lock = locks.acquire(self._workspace.state / "watchdog.lock")
         if lock is None:
+            self._continue_a_stopped_one()
             return
         lock.release()
         ours = processes.identify(os.getpid())
@@ -82,3 +86,16 @@ class Guardian:
                 env=environment,
             )
         log.warning("the watchdog was gone: a new one is %d", self._started.pid)
+
+    def _continue_a_stopped_one(self) -> None:
+        """Found stopped in two looks in a row: a glance of a debugger is left alone."""
+        note = locks.owner_note(self._workspace.state / "watchdog.lock")
+        try:
+            owner = processes.identify(int(json.loads(note)["pid"]))
+        except (ValueError, KeyError, TypeError):
+            return
+        stopped = owner is not None and processes.state_of(owner) == "T"
+        if owner is not None and stopped and self._was_stopped:
+            processes.send(owner, signal.SIGCONT)
+            log.warning("the watchdog %d was stopped (SIGSTOP) and is continued", owner.pid)
+        self._was_stopped = stopped

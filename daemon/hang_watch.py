@@ -7,7 +7,6 @@ stack dumps, some seconds apart, lie in its incident's folder.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from trainer_tui.daemon import intake_worker
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
@@ -23,6 +23,7 @@ from trainer_tui.daemon.training import Training
 from trainer_tui.safety import clock, durable, hang, heartbeat, processes
 from trainer_tui.safety.hang import Hung, Judge, Moving, Stopped, Verdict
 from trainer_tui.safety.meters import Meters
+from trainer_tui.safety.processes import ProcessId
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("daemon")
@@ -45,6 +46,7 @@ class HangWatch:
         self._training, self._teller, self._meters = training, teller, meters
         self._watched: Trainer | None = None
         self._judge = Judge()
+        self._stopped_since_s: dict[ProcessId, float] = {}
 
     async def run(self) -> None:
         """Ends by cancellation."""
@@ -53,12 +55,28 @@ class HangWatch:
             trainer = self._training.trainer
             if trainer is None:
                 self._watched = None
+                self._stopped_since_s.clear()
                 continue
             if trainer is not self._watched:
                 self._watched = trainer
                 self._judge = Judge(self._settings.config.supervision.hang_floor_s)
             verdict = await asyncio.to_thread(self._look, trainer)
             await self._act(trainer, verdict)
+            await self._wake_helpers(trainer)
+
+    async def _wake_helpers(self, trainer: Trainer) -> None:
+        """A stopped checkpoint writer would let training run on with nothing committed."""
+        if trainer.identity is None:
+            return
+        stopped = await asyncio.to_thread(_stopped_children, trainer.identity)
+        now_s = clock.monotonic_s()
+        since_s = {process: self._stopped_since_s.get(process, now_s) for process in stopped}
+        for process in [p for p, s in since_s.items() if now_s - s >= hang.STOPPED_LIMIT_S]:
+            processes.send(process, signal.SIGCONT)
+            text = f"process {process.pid} of the trainer was stopped (SIGSTOP) and is continued"
+            self._teller.say("warning", "trainer", text)
+            del since_s[process]
+        self._stopped_since_s = since_s
 
     def _look(self, trainer: Trainer) -> Verdict:
         state = processes.state_of(trainer.identity) if trainer.identity else None
@@ -114,6 +132,11 @@ class HangWatch:
             log.error("the stacks were not kept: %s", problem)
 
 
+def _stopped_children(trainer: ProcessId) -> list[ProcessId]:
+    found = processes.children(trainer)
+    return [process for process in found if processes.state_of(process) == "T"]
+
+
 async def _py_spy(pid: int) -> str:
     beside = Path(sys.executable).with_name("py-spy")
     command = str(beside) if beside.exists() else shutil.which("py-spy")
@@ -128,8 +151,7 @@ async def _py_spy(pid: int) -> str:
     try:
         output, _ = await asyncio.wait_for(process.communicate(), PY_SPY_TIMEOUT_S)
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        intake_worker.kill(process)
         await process.wait()
         return "py-spy did not answer"
     return output.decode("utf-8", "replace")

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from trainer_tui.safety import processes
 from trainer_tui.safety.processes import RUN_KEY
 from trainer_tui.safety.workspace import Workspace
 
@@ -112,9 +113,16 @@ class IntakeWorker:
         try:
             await asyncio.wait_for(process.wait(), 0.5)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            kill(process)
             await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    """SIGKILL by pidfd. `Process.kill` polls first and so may reap a process that just ended; then
+    asyncio's own wait finds nobody and makes up the exit code 255."""
+    found = processes.identify(process.pid)
+    if found is not None:
+        processes.send(found, signal.SIGKILL)
 
 
 def _named(path: Path) -> dict[str, str]:

@@ -96,23 +96,29 @@ class UndoLog:
             done = (*self._log.done, Entry(by, text, undo, redo))[-DEPTH:]
             await self._keep(Log(done, ()))
 
-    async def undo(self, by: str) -> str:
-        """Take the last act back and say which it was. Raises Refused."""
+    async def undo(self, by: str, *, force: bool = False) -> str:
+        """Take the last act back and say which it was. Somebody else's only with `force`.
+
+        Raises:
+            Refused: there is none, it was another's, or it can no longer be done.
+        """
         async with self._lock:
             if not self._log.done:
                 raise Refused("there is nothing to undo")
             entry = self._log.done[-1]
+            _check_owner(entry, by, "undo", force)
             rest = self._log.done[:-1]
             await self._try(entry.undo, by, Log(rest, self._log.undone))
             await self._keep(Log(rest, (*self._log.undone, entry)[-DEPTH:]))
             return f"undone: {entry.text}"
 
-    async def redo(self, by: str) -> str:
-        """Do the last undone act again. Raises Refused."""
+    async def redo(self, by: str, *, force: bool = False) -> str:
+        """Do the last undone act again. Raises as `undo`."""
         async with self._lock:
             if not self._log.undone:
                 raise Refused("there is nothing to redo")
             entry = self._log.undone[-1]
+            _check_owner(entry, by, "redo", force)
             rest = self._log.undone[:-1]
             await self._try(entry.redo, by, Log(self._log.done, rest))
             await self._keep(Log((*self._log.done, entry)[-DEPTH:], rest))
@@ -129,3 +135,11 @@ class UndoLog:
         data = msgspec.json.encode(log)
         await asyncio.to_thread(durable.replace, self._file, data)
         self._log = log
+
+
+def _check_owner(entry: Entry, by: str, deed: str, force: bool) -> None:
+    if entry.by != by and not force:
+        raise Refused(
+            f"the last change is not yours: {entry.text}, by {entry.by}",
+            f"to {deed} it all the same: trainer-tui {deed} --force (API: force = true)",
+        )

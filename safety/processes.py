@@ -47,6 +47,16 @@ def _stat(pid: int) -> tuple[str, int] | None:
     return fields[0], int(fields[19])
 
 
+def children(process: ProcessId) -> list[ProcessId]:
+    """Its living children (of its main thread); one small file, no look at all of /proc."""
+    try:
+        text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    found = [identify(int(pid)) for pid in text.split()]
+    return [child for child in found if child is not None]
+
+
 def alive(process: ProcessId) -> bool:
     state = state_of(process)
     return state is not None and state not in "ZX"
@@ -98,7 +108,8 @@ def workspace_tag(root: Path) -> str:
 def tagged(tag: str) -> list[ProcessId]:
     """Processes of this user whose environment says `TRAINER_TUI_RUN=<tag>…`, oldest first.
 
-    The tag is inherited, so grandchildren in a session of their own are found too.
+    The tag is inherited, so grandchildren in a session of their own are found too. What follows
+    the tag begins with ":" or "/": inode 12 is not taken for inode 123.
     """
     wanted = f"{RUN_KEY}={tag}".encode()
     found = []
@@ -110,8 +121,13 @@ def tagged(tag: str) -> list[ProcessId]:
                 continue
             with open(f"/proc/{entry.name}/environ", "rb") as stream:  # noqa: PTH123
                 environ = stream.read(_ENVIRON_LIMIT_BYTES)
-            if any(item.startswith(wanted) for item in environ.split(b"\0")):
+            if any(_carries(item, wanted) for item in environ.split(b"\0")):
                 process = identify(int(entry.name))
                 if process is not None:
                     found.append(process)
     return sorted(found, key=lambda process: process.start_ticks)
+
+
+def _carries(item: bytes, wanted: bytes) -> bool:
+    rest = item[len(wanted) : len(wanted) + 1]
+    return item.startswith(wanted) and (wanted.endswith(b":") or rest in (b"", b":", b"/"))

@@ -6,8 +6,11 @@ becomes `NoDaemon`.
 
 from __future__ import annotations
 
+import getpass
 import http.client
 import json
+import os
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,21 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = unix_socket.connect(self._path, self._timeout_s)
 
 
+def _actor() -> str:
+    """Who asks, for the undo log and other viewers. A header is ASCII, so the name is quoted."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in a container
+        name = str(os.getuid())
+    return f"cli:{urllib.parse.quote(name)}"
+
+
 class Client:
     """One call, one connection."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, actor: str = "") -> None:
         self._socket = socket
+        self._actor = actor or _actor()
 
     def get(self, path: str) -> dict[str, Any]:
         return self._call("GET", path, None, TIMEOUT_S)
@@ -58,7 +71,9 @@ class Client:
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
     ) -> dict[str, Any]:
         connection = _UnixConnection(self._socket, timeout_s)
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers = {"X-Actor": self._actor}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         try:
             connection.request(
                 method, path, json.dumps(body) if body is not None else None, headers

@@ -40,7 +40,13 @@ def due(sealed: Manifest, versions: Iterable[Version], policy: Versioning) -> st
 
 def _is_new_best(sealed: Manifest, versions: list[Version]) -> bool:
     loss = sealed.validation.get(FIXED, math.nan)
-    if not math.isfinite(loss):
+    if not math.isfinite(loss) or _of_the_untrained(sealed):
         return False
     best = best_versions(versions, 1)
     return not best or loss < best[0].validation[FIXED] * (1 - BETTER_BY)
+
+
+def _of_the_untrained(sealed: Manifest) -> bool:
+    """The loss was measured before the first step: it says nothing of what was learnt."""
+    measured = sealed.extra.get("measured")
+    return isinstance(measured, list) and measured[:1] == [0]

@@ -214,3 +214,16 @@ def test_prometheus_and_openapi_are_served(daemon):
     assert 'trainer_tui_state{state="paused"} 1' in text
     paths = daemon.get("/v1/openapi.json")["paths"]
     assert "/v1/jobs/{job_id}" in paths and "/v1/versions/{number}/restore" in paths
+
+
+def test_undoing_what_another_viewer_did_needs_force(daemon, outside):
+    job = add(daemon, outside, "theirs.jsonl", "low")
+    held = daemon.call("POST", f"/v1/jobs/{job['id']}/hold", {}, {"X-Actor": "the screen of ada"})
+    assert held.status == 200
+    refused = daemon.call("POST", "/v1/undo", {}, {"X-Actor": "cli:bob"})
+    assert refused.status == 409 and "ada" in refused.json["detail"]
+    assert "force" in refused.json["hint"]
+    forced = daemon.call("POST", "/v1/undo", {"force": True}, {"X-Actor": "cli:bob"})
+    assert forced.status == 200 and daemon.job("theirs.jsonl")["held"] is False
+    assert daemon.call("POST", "/v1/redo", {}, {"X-Actor": "cli:bob"}).status == 409
+    daemon.call("DELETE", f"/v1/jobs/{job['id']}")

@@ -187,3 +187,21 @@ def test_the_watchdog_stays_small(root: Path) -> None:
     assert kilobytes < 25 * 1024
     pack.process.terminate()
     pack.process.wait(10)
+
+
+def test_a_tag_is_not_taken_for_a_longer_one():
+    """Inode 12 of one workspace is the beginning of inode 123 of another."""
+    started = [
+        subprocess.Popen(["sleep", "60"], env={**os.environ, processes.RUN_KEY: tag})
+        for tag in ("fe-12", "fe-12:run", "fe-12/intake", "fe-123", "fe-123:run")
+    ]
+    try:
+        pids = [process.pid for process in started]
+        wait_for(lambda: len(processes.tagged("fe-123")) == 2)
+        wait_for(lambda: len(processes.tagged("fe-12")) == 3)
+        assert {found.pid for found in processes.tagged("fe-12")} == set(pids[:3])
+        assert {found.pid for found in processes.tagged("fe-12:")} == {pids[1]}
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()

@@ -22,7 +22,7 @@ def check(workspace: Workspace, dropped: dict[str, bytes]) -> None:
         AssertionError: with the first thing that does not hold.
     """
     _each_file_is_in_one_place(workspace, dropped)
-    _checkpoints_are_sound(workspace)
+    checkpoints_are_sound(workspace)
     _ledger_is_sound(workspace)
     json.loads(workspace.status_file.read_bytes())
 
@@ -47,7 +47,7 @@ def _each_file_is_in_one_place(workspace: Workspace, dropped: dict[str, bytes]) 
         assert places[digest] == 1, f"{name} is in {places[digest]} places"
 
 
-def _checkpoints_are_sound(workspace: Workspace) -> None:
+def checkpoints_are_sound(workspace: Workspace) -> None:
     steps = []
     for folder in checkpoints.list_folders(workspace.current_model):
         sealed = checkpoints.verify(folder)

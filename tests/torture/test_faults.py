@@ -7,7 +7,6 @@ the stub of `tests/support`: it commits real manifests and ledgers, and a step t
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import invariants
 import pytest
-from daemon_harness import Harness, chat_rows, make_workspace, plant, wait_for
+from daemon_harness import Harness, chat_rows, make_workspace, plant
 
 from trainer_tui.safety import processes
 
@@ -134,27 +133,6 @@ def test_every_file_is_learnt_once_whatever_dies(tmp_path, seeds):
             with REPORT.open("a") as stream:
                 took = round(time.monotonic() - started, 2)
                 stream.write(json.dumps({"seed": seed, "faults": done, "seconds": took}) + "\n")
-
-
-@pytest.mark.end_to_end
-def test_of_daemons_started_at_once_exactly_one_serves(tmp_path, request):
-    rounds = 10 if request.config.getoption("--torture") else 1
-    for number in range(rounds):
-        daemon = Harness(make_workspace(tmp_path / str(number)))
-        started = [daemon.launch() for _ in range(4)]
-        losers = wait_for(lambda started=started: _ended(started, 3), 60, "three give up")
-        assert {process.returncode for process in losers} == {3}
-        [winner] = [process for process in started if process not in losers]
-        daemon.process = winner
-        wait_for(daemon._answers_or_ended)
-        assert daemon.status()["daemon"]["pid"] == winner.pid
-        os.kill(winner.pid, signal.SIGTERM)
-        assert winner.wait(20) == 0
-
-
-def _ended(started, count):
-    found = [process for process in started if process.poll() is not None]
-    return found if len(found) == count else None
 
 
 @pytest.mark.end_to_end

@@ -12,6 +12,7 @@ from trainer_tui.safety.text import printable
 from trainer_tui.tui import columns
 from trainer_tui.tui.context import context, print_json
 
+Force = Annotated[bool, typer.Option("--force", help="Also what somebody else did.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The API's document, for programs.")]
 
 
@@ -146,14 +147,14 @@ def add(
         raise typer.Exit(1)
 
 
-def undo() -> None:
+def undo(force: Force = False) -> None:
     """Take back the last change to the queue."""
-    print(context.client.post("/v1/undo").get("text", "undone"))
+    print(context.client.post("/v1/undo", {"force": force}).get("text", "undone"))
 
 
-def redo() -> None:
+def redo(force: Force = False) -> None:
     """Do again what was undone."""
-    print(context.client.post("/v1/redo").get("text", "redone"))
+    print(context.client.post("/v1/redo", {"force": force}).get("text", "redone"))
 
 
 def incidents(as_json: AsJson = False) -> None:

@@ -1,0 +1,246 @@
+"""Killed, stopped, starved: watchdog, daemon, trainer and writer, alone and in pairs.
+
+Any one comes back by itself, and so does any pair but watchdog + daemon, within 60 s; those two,
+and all four, at the next start. After each: the invariants.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import invariants
+import pytest
+from daemon_harness import Harness, chat_rows, make_workspace, plant, wait_for
+from guarded import ROLES, Guarded, real_workspace
+
+from trainer_tui.safety import processes
+
+ROWS = 3000
+SAVE_STEPS = 20  # of `guarded.SETTINGS`: what may be lost, plus what is being written
+ALONE = [(role,) for role in ROLES]
+PAIRS = list(itertools.combinations(ROLES, 2))
+NEED_A_START = [("watchdog", "daemon"), ROLES]
+
+
+def at_work(root: Path, base: Path, rows: int = ROWS) -> tuple[Guarded, dict[str, bytes]]:
+    """A whole house that trains one long file."""
+    house = Guarded(real_workspace(root, base))
+    dropped = {"a.jsonl": chat_rows(rows, "a")}
+    for name, data in dropped.items():
+        house.drop(name, data)
+    house.begin()
+    try:
+        house.at_work()
+    except BaseException:
+        house.sweep()
+        raise
+    return house, dropped
+
+
+def strike(house: Guarded, victims: tuple[str, ...]) -> float:
+    """Kill them; return the seconds until all is well again."""
+    moment_s = time.time()
+    killed = house.send(signal.SIGKILL, *victims)
+    if victims in NEED_A_START:
+        if victims != ROLES:  # a trainer without a daemon commits and goes
+            wait_for(lambda: not house.tagged(), 60, "the trainer ends without a daemon")
+        moment_s = time.time()
+        house.begin()
+    return house.back_after(moment_s, without=killed)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.timeout(1200)
+def test_any_one_and_any_pair_come_back_after_sigkill(tmp_path, base, record, torture):
+    wanted = [*ALONE, *PAIRS, tuple(ROLES)] if torture else [("daemon", "trainer")]
+    house, dropped = at_work(tmp_path / "ws", base, 12_000 if torture else 1500)
+    try:
+        for victims in wanted:
+            house.at_work()
+            before = house.ask()["global_step"]
+            with record.run(f"SIGKILL {' + '.join(victims)}", "sigkill") as seconds:
+                seconds.append(strike(house, victims))
+                assert house.ask()["global_step"] >= before - 2 * SAVE_STEPS
+                invariants.checkpoints_are_sound(house.workspace)
+        house.end()
+        invariants.check(house.workspace, dropped)
+    finally:
+        house.sweep()
+    invariants.nothing_is_left(house.workspace)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.timeout(600)
+def test_a_stopped_process_is_continued_or_replaced(tmp_path, base, record, torture):
+    if not torture:
+        pytest.skip("minutes long: make torture")
+    house, dropped = at_work(tmp_path / "ws", base, 12_000)
+    try:
+        for role in ROLES:
+            house.at_work()
+            with record.run(f"SIGSTOP {role}", "stopped") as seconds:
+                moment_s = time.time()
+                victim = house.one(role)
+                processes.send(victim, signal.SIGSTOP)
+                wait_for(lambda v=victim: processes.state_of(v) != "T", 60, f"{role} runs again")
+                seconds.append(max(0.0, time.time() - moment_s))
+                house.back_after(time.time())
+        house.end()
+        invariants.check(house.workspace, dropped)
+    finally:
+        house.sweep()
+
+
+@pytest.mark.end_to_end
+def test_with_64_file_descriptors_it_trains_or_says_why(tmp_path, base, record, torture):
+    if not torture:
+        pytest.skip("a start of the real trainer: make torture")
+    workspace = real_workspace(tmp_path / "ws", base)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+    house = Guarded(workspace)
+    dropped = {f"{n}.jsonl": chat_rows(20, str(n)) for n in range(3)}
+    try:
+        with record.run("RLIMIT_NOFILE 64", "file_descriptors") as seconds:
+            moment_s = time.time()
+            house.begin()
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for name, data in dropped.items():
+                house.drop(name, data)
+            house.all_done(3, 90)
+            seconds.append(time.time() - moment_s)
+            house.end()
+            invariants.check(workspace, dropped)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        house.sweep()
+
+
+@pytest.mark.end_to_end
+@pytest.mark.timeout(600)
+def test_of_daemons_started_at_once_exactly_one_serves(tmp_path, torture, record):
+    for number in range(50 if torture else 1):
+        daemon = Harness(make_workspace(tmp_path / str(number)))
+        with record.run("two daemons at once", "started_at_once"):
+            started = [daemon.launch() for _ in range(2 if torture else 4)]
+            losers = wait_for(lambda s=started: ended(s, len(s) - 1), 60, "all but one give up")
+            assert {process.returncode for process in losers} == {3}
+            [winner] = [process for process in started if process not in losers]
+            daemon.process = winner
+            wait_for(daemon._answers_or_ended)
+            assert daemon.status()["daemon"]["pid"] == winner.pid
+            os.kill(winner.pid, signal.SIGTERM)
+            assert winner.wait(20) == 0
+
+
+def ended(started, count):
+    found = [process for process in started if process.poll() is not None]
+    return found if len(found) == count else None
+
+
+CLOCK = (
+    "import time; real = time.time; shift = [0.0];"
+    "time.time = lambda: real() + shift[0];"
+    "import signal; jumps = {signal.SIGRTMIN: 86400 * 30, signal.SIGRTMIN + 1: -86400 * 30};"
+    "[signal.signal(n, lambda *_, by=by: shift.__setitem__(0, shift[0] + by))"
+    " for n, by in jumps.items()]"
+)
+
+
+@pytest.mark.end_to_end
+def test_a_jump_of_the_clock_stops_nothing(tmp_path, record, torture):
+    """The daemon takes wall time from `time.time` alone: shifted by a month, forth and back."""
+    if not torture:
+        pytest.skip("make torture")
+    workspace = make_workspace(tmp_path / "ws", steps=10_000, step_s=0.005, save_every=50)
+    plant(workspace, "a.jsonl")
+    daemon = Harness(workspace)
+    daemon.prelude = CLOCK
+    daemon.start()
+    try:
+        wait_for(lambda: daemon.training()["global_step"], 60, "it trains")
+        for number in (signal.SIGRTMIN, signal.SIGRTMIN + 1, signal.SIGRTMIN + 1):
+            with record.run("clock jumps a month", "clock"):
+                before = daemon.training()["global_step"]
+                os.kill(daemon.process.pid, number)
+                wait_for(lambda b=before: daemon.training()["global_step"] > b + 100, 60)
+                assert daemon.training()["restarts"] == 0
+                assert not daemon.said("stopped (SIGSTOP)")
+        assert daemon.stop() == 0
+        invariants.checkpoints_are_sound(workspace)
+    finally:
+        daemon.close()
+
+
+# --- the long one ---------------------------------------------------------------------------------
+
+
+def one_fault(house: Guarded, dice: random.Random) -> str:
+    """Something bad, chosen by the dice. Returns its name."""
+    kind = dice.choice(("kill", "kill", "pair", "stop", "rollback", "pause", "version", "config"))
+    match kind:
+        case "kill":
+            victims = (dice.choice(ROLES),)
+            house.send(signal.SIGKILL, *victims)
+            return f"kill {victims[0]}"
+        case "pair":
+            victims = dice.choice([pair for pair in PAIRS if pair not in NEED_A_START])
+            house.send(signal.SIGKILL, *victims)
+            return f"kill {' + '.join(victims)}"
+        case "stop":
+            role = dice.choice(("daemon", "trainer", "writer"))
+            house.send(signal.SIGSTOP, role)
+            return f"stop {role}"
+        case "rollback":
+            house.call("POST", "/v1/versions/rollback", {}, timeout_s=90)
+        case "pause":
+            house.call("POST", "/v1/training/pause", {}, timeout_s=90)
+            house.call("POST", "/v1/training/resume", {}, timeout_s=90)
+        case "version":
+            house.call("POST", "/v1/versions", {"description": "soak"}, timeout_s=90)
+        case "config":
+            (house.workspace.root / "config.toml").write_text("[[[ half an edit")
+    return kind
+
+
+@pytest.mark.end_to_end
+@pytest.mark.timeout(36_000)
+def test_soak_with_seeded_faults(tmp_path, base, record, torture):
+    """`TORTURE_SOAK_S` seconds (default 360), a fault each `TORTURE_EVERY_S` (default 20)."""
+    if not torture:
+        pytest.skip("minutes long: make torture")
+    length_s = float(os.environ.get("TORTURE_SOAK_S", "360"))
+    every_s = float(os.environ.get("TORTURE_EVERY_S", "20"))
+    dice = random.Random(int(os.environ.get("TORTURE_SEED", "1")))
+    house, dropped = at_work(tmp_path / "ws", base)
+    good = (house.workspace.root / "config.toml").read_text()
+    scenario = f"soak, {length_s:.0f} s, a fault every {every_s:.0f} s"
+    deadline_s = time.monotonic() + length_s
+    try:
+        while time.monotonic() < deadline_s:
+            name = f"{len(dropped)}.jsonl"
+            dropped[name] = chat_rows(dice.randrange(20, 400), name)
+            house.drop(name, dropped[name], dice.choice(("", "high", "low")))
+            with record.run(scenario, "soak") as took:
+                moment_s = time.time()
+                fault = "nobody answered"
+                try:
+                    fault = one_fault(house, dice)
+                finally:
+                    print(f"{time.strftime('%X')} {fault}", flush=True)
+                (house.workspace.root / "config.toml").write_text(good)
+                if "rollback" not in fault:
+                    took.append(house.back_after(moment_s + 0.01, 90))
+            time.sleep(max(0.0, every_s - (time.time() - moment_s)))
+        house.all_done(len(dropped), 300)
+        house.end()
+        invariants.check(house.workspace, dropped)
+    finally:
+        house.sweep()
+    invariants.nothing_is_left(house.workspace)
