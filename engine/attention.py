@@ -134,12 +134,10 @@ def sdpa_documents(
 ) -> tuple[Tensor, None]:
     """One call per document: the reference all others are held against. [1, tokens, heads, dim]."""
     refuse_unknown(unused)
-    lengths = list(document_lengths)
+    parts = (torch.split(t, list(document_lengths), 2) for t in (query, key, value))
     outputs = [
         _one_document(q, k, v, scaling, dropout, sliding_window, softcap)
-        for q, k, v in zip(
-            query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
-        )
+        for q, k, v in zip(*parts, strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 

@@ -64,9 +64,11 @@ def varlen(
     if softcap is not None or dropout > 0:
         raise AttentionRefused("The `varlen` attention knows no soft-cap and no dropout.")
     q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
-    grouped = {"enable_gqa": True} if _takes_grouped_flag() and q.shape[1] != k.shape[1] else {}
+    grouped: dict[str, Any] = (
+        {"enable_gqa": True} if _takes_grouped_flag() and q.shape[1] != k.shape[1] else {}
+    )
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
-    out = varlen_attn(
+    out: Any = varlen_attn(
         q, k, v, document_starts, document_starts, longest, longest,
         scale=scaling, window_size=window, **grouped,
     )  # fmt: skip
@@ -109,8 +111,10 @@ def flex(
     if dropout > 0:
         raise AttentionRefused("The `flex` attention knows no dropout.")
 
+    cap = softcap or 1.0
+
     def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     function = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     out = function(

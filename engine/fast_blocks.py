@@ -27,7 +27,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     Raises:
         AttentionRefused: the decoder keeps them under a name we do not know.
     """
-    decoder = model.base_model
+    decoder = getattr(model, "base_model", model)
     for name in ("layers", "h", "blocks"):
         blocks = getattr(decoder, name, None)
         if isinstance(blocks, nn.ModuleList):
@@ -51,7 +51,7 @@ def join_linears_of_one_input(graph: fx.Graph) -> int:
     for source, linears in by_input.items():
         if len(linears) < 2:
             continue
-        weights = [node.args[1] for node in linears]
+        weights: list[Any] = [node.args[1] for node in linears]
         sizes = [int(weight.meta["example_value"].shape[0]) for weight in weights]
         after = _last_defined(graph, [source, *weights])
         with graph.inserting_after(after):
@@ -87,7 +87,7 @@ def _item(parts: tuple[torch.Tensor, ...], number: int) -> torch.Tensor:
 
 
 def _last_defined(graph: fx.Graph, wanted: list[fx.Node]) -> fx.Node:
-    last = None
+    last: fx.Node | None = None
     for node in graph.nodes:
         if node in wanted or node.op == "placeholder":
             last = node

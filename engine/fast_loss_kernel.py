@@ -9,6 +9,9 @@ the row's normaliser, and changes the row's mass.
 Source: Hsu et al., Liger Kernel (arXiv 2410.10989), for the gradient in place of the logits.
 """
 
+# Triton's language has no Python types: its kernels stay unannotated.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch

@@ -15,6 +15,9 @@ Sources: Dao, FlashAttention-2 (arXiv 2307.08691), for the recurrences; base-2 e
 Triton's fused-attention tutorial.
 """
 
+# Triton's language has no Python types: its kernels stay unannotated.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import triton

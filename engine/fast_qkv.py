@@ -56,7 +56,7 @@ def _packed(
     rotated: Tensor, qkv: Tensor, heads: int, kv_heads: int, scale: float, window: int
 ) -> Packed:
     head_dim = rotated.shape[2]
-    value = qkv[:, (heads + kv_heads) * head_dim :].unflatten(1, (kv_heads, head_dim))
+    value = qkv[:, (heads + kv_heads) * head_dim :].view(-1, kv_heads, head_dim)
     return Packed(rotated[:, :heads], rotated[:, heads:], value, scale, window)
 
 
@@ -116,7 +116,7 @@ def qkv_attention_backward(
     _, delta = launch.query_gradient(
         packed, out, lse, out_gradient, query_work, TILES.query_gradient, upstream[:, :heads]
     )
-    value_gradient = joint[:, both * head_dim :].unflatten(1, (kv_heads, head_dim))
+    value_gradient = joint[:, both * head_dim :].view(tokens, kv_heads, head_dim)
     launch.key_gradient(
         packed, lse, delta, out_gradient, key_work, TILES.key_gradient,
         (upstream[:, heads:], value_gradient),
@@ -225,7 +225,8 @@ def prove_fused(model: nn.Module, tolerance: float = 3e-2) -> None:
     """
     batch = sample_batch(model)
     ours = hidden_states(model, batch).float()
-    fused = [b.self_attn for b in decoder_blocks(model) if "forward" in vars(b.self_attn)]
+    modules: list[Any] = [block.self_attn for block in decoder_blocks(model)]
+    fused = [module for module in modules if "forward" in vars(module)]
     kept = [vars(module).pop("forward") for module in fused]
     theirs = hidden_states(model, batch).float()
     for module, forward in zip(fused, kept, strict=True):

@@ -8,6 +8,9 @@ Sources: Zhang & Sennrich, RMSNorm (arXiv 1910.07467); Su et al., RoFormer (arXi
 the "rotate half" layout of transformers.
 """
 
+# Triton's language has no Python types: its kernels stay unannotated.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import triton

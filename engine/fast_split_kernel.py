@@ -3,6 +3,9 @@
 Limits: contiguous tensors of up to 2^31 elements.
 """
 
+# Triton's language has no Python types: its kernels stay unannotated.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import triton

@@ -115,7 +115,7 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 class _SupervisedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         head_weight: Tensor,
@@ -161,7 +161,7 @@ class _SupervisedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         # In place: the head's gradient is the largest tensor of the step, no second copy of it.
         if hidden_gradient is not None:

@@ -1,0 +1,125 @@
+"""What of the fast path can be shown without a GPU: work lists, joined products, FLOP counts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from trainer_tui.engine import fast_blocks
+from trainer_tui.engine.attention import AttentionRefused, attach_packed_attention
+from trainer_tui.engine.fast_blocks import (
+    compile_blocks,
+    decoder_blocks,
+    join_linears_of_one_input,
+    recompute_activations,
+)
+from trainer_tui.engine.fast_packed_launch import TILES, Tile, blocks
+from trainer_tui.engine.fast_qkv import fuse_attention
+from trainer_tui.engine.model_math import math_of, model_flops_utilisation
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+}
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+@pytest.mark.parametrize("longest_loop_last", [True, False])
+def test_work_lists_cover_every_token_once_and_start_with_the_heaviest(
+    size: int, longest_loop_last: bool
+) -> None:
+    lengths = (1, 64, 200, 63, 65, 128, 7)
+    table = blocks(lengths, size, longest_loop_last)
+    assert table.dtype == np.int32
+    seen = np.zeros(sum(lengths), int)
+    work = []
+    for start, document_start, document_end in table:
+        seen[start : min(start + size, document_end)] += 1
+        assert document_start <= start < document_end
+        work.append(start - document_start if longest_loop_last else document_end - start)
+    assert (seen == 1).all()
+    assert work == sorted(work, reverse=True)
+
+
+def test_heads_are_stacked_only_where_they_share_a_key_head() -> None:
+    tile = Tile(rows=128, columns=64, warps=8, stages=2)
+    assert [tile.heads_stacked(group) for group in (1, 2, 3, 4, 7, 8)] == [1, 2, 1, 2, 1, 2]
+    assert tile.query_tokens(2) == 64
+    for tile in (TILES.forward, TILES.query_gradient):
+        assert tile.query_tokens(2) * tile.heads_stacked(2) == tile.rows
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (nn.Linear(8, n, bias=False) for n in (16, 8, 8))
+        self.gate, self.up = nn.Linear(8, 32, bias=False), nn.Linear(8, 32, bias=False)
+        self.biased = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        narrow = torch.cat([self.q(x), self.k(x) * self.v(x)], -1)
+        return narrow.sum() + (self.gate(x) * self.up(x)).sum() + self.biased(x).sum()
+
+
+def test_narrow_products_of_one_input_are_joined_and_nothing_changes() -> None:
+    joined: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        joined.append(join_linears_of_one_input(module.graph))
+        module.recompile()
+        return module.forward
+
+    plain = Block()
+    block = copy.deepcopy(plain)
+    x = torch.randn(2, 5, 8)
+    torch._dynamo.reset()
+    compiled = torch.compile(block, backend=backend, dynamic=True)
+    ours, theirs = compiled(x), plain(x)
+    ours.backward()
+    theirs.backward()
+    assert joined == [3]  # q, k, v; gate and up are wide, the last has a bias
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(block.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_what_cannot_be_compiled_is_refused() -> None:
+    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+    attach_packed_attention(model, "sdpa_documents")
+    with pytest.raises(AttentionRefused, match="uncompiled only"):
+        compile_blocks(model)
+    assert fuse_attention(model) == 0
+
+
+def test_blocks_are_found_and_flagged_for_recomputation() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    assert len(decoder_blocks(model)) == 2
+    recompute_activations(model, every=2)
+    flags = [bool(block.gradient_checkpointing) for block in decoder_blocks(model)]  # type: ignore[arg-type]
+    assert flags == [True, False]
+    with pytest.raises(AttentionRefused, match="unknown name"):
+        fast_blocks.decoder_blocks(nn.Module())
+
+
+def test_flops_count_what_ran_and_nothing_else() -> None:
+    math = math_of(Qwen3ForCausalLM(Qwen3Config(**SHAPE, tie_word_embeddings=True)))
+    per_layer = 16 * (16 + 8 + 8) + 16 * 16 + 3 * 16 * 48
+    assert math.block_weights == 2 * per_layer
+    assert math.head_weights == 50 * 16
+    pairs = 3 * 4 // 2 + 5 * 6 // 2
+    expected = 6 * (math.block_weights * 8 + math.head_weights * 4) + 12 * 16 * 2 * pairs
+    assert math.step_flops([3, 5], supervised=4) == expected
+    assert model_flops_utilisation(10, 2.0, None) is None
+    assert model_flops_utilisation(10, 2.0, 20.0) == 0.25
