@@ -61,6 +61,23 @@ def test_a_gpu_trains_commits_while_it_trains_and_others_load_the_result(
     AutoModelForCausalLM.from_pretrained(newest.folder)
 
 
+def test_a_file_change_on_a_gpu_compiles_nothing_again(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver(**GPU)
+    config = driver.workspace.models / "base" / "config.json"
+    settings = json.loads(config.read_text()) | {"attention_dropout": 0.0}
+    config.write_text(json.dumps(settings))  # without dropout the fast backends are used
+    (driver.workspace.root / "trap.json").write_text(json.dumps({"trace": True}))
+    for seed, rows in enumerate((300, 37, 220)):
+        driver.add_job(toy_rows(rows, seed))
+    driver.run_until_done(method="spawn", entry="trap")
+    graphs: dict[int, set[int]] = {}
+    for line in (driver.workspace.root / "trace.jsonl").read_text().splitlines():
+        step = json.loads(line)
+        graphs.setdefault(step["job"], set()).add(step["graphs"])
+    assert max(graphs[1]) > 0, "nothing was compiled: this proves nothing"
+    assert graphs[2] == graphs[3] == {max(graphs[1])}
+
+
 @pytest.mark.parametrize("precision", ["master", "fp32"])
 def test_a_resume_on_a_gpu_is_bit_equal_in_deterministic_mode(
     make_driver: Callable[..., Driver], precision: str

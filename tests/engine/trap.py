@@ -1,6 +1,7 @@
 """A trainer with traps, set by `trap.json` in the workspace; otherwise the real one.
 
-`trace`: append {"step", "job", "rows"} for every step to `trace.jsonl`.
+`trace`: append {"step", "job", "rows", "graphs"} for every step to `trace.jsonl`; `graphs` counts
+what torch has compiled so far.
 `kill_writer_at`: SIGKILL to trainer and writer before the writer's Nth durable operation.
 `fail_writer`: {"operation", "errno", "times"}: that durable operation of the writer fails.
 `raise_steps`: global steps that crash. `nan_steps`: global steps whose loss is NaN.
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch._dynamo.utils import counters
 
 from trainer_tui.engine import entry, saver, step, work, writer_process
 from trainer_tui.safety.messages import TrainerSpec
@@ -52,6 +54,7 @@ def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
         honest_step(self)
         if traps.get("trace"):
             out = self.job.cursor.rows_excluded
+            line["graphs"] = int(counters["stats"].get("unique_graphs", 0))
             line["rows"] = [row for row in line["rows"] if row not in out]
             with (root / "trace.jsonl").open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
