@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from trainer_tui.daemon import (
+    api_backup,
     api_config,
     api_events,
     api_jobs,
@@ -65,6 +66,7 @@ def make_app(house: House) -> FastAPI:
     app.include_router(api_training.router(house))
     app.include_router(api_jobs.router(house))
     app.include_router(api_versions.router(house))
+    app.include_router(api_backup.router(house))
     app.include_router(api_config.router(house))
     app.include_router(api_events.router(house))
     return app

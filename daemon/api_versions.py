@@ -23,6 +23,13 @@ class NewVersion(BaseModel):
     revision: int | None = None
 
 
+class Export(Body):
+    """`path`: an absolute path, on the daemon's machine, that does not exist yet."""
+
+    path: str = Field(min_length=1, max_length=4096)
+    optimizer: bool = False
+
+
 class Restore(Body):
     """`weights_only`: leave the optimizer out, a way round a damaged optimizer part."""
 
@@ -31,9 +38,39 @@ class Restore(Body):
 
 def router(house: House) -> APIRouter:
     routes = APIRouter(prefix="/v1/versions")
+    _add_history(routes, house)
+    _add_emergencies(routes, house)
     _add_reading(routes, house)
     _add_changing(routes, house)
     return routes
+
+
+def _add_history(routes: APIRouter, house: House) -> None:
+    keeper = house.keeper
+
+    @routes.get("/lineage", summary="Lineages, versions and restores, as a graph and drawn")
+    async def lineage() -> Response:
+        return json_response(await keeper.ask(lambda store: store.lineage().as_dict()))
+
+    @routes.get("/trash", summary="Deleted versions that can be brought back")
+    async def trash() -> Response:
+        found = await keeper.ask(lambda store: store.trashed())
+        return json_response({"trashed": [entry.as_dict() for entry in found]})
+
+
+def _add_emergencies(routes: APIRouter, house: House) -> None:
+    keeper = house.keeper
+
+    @routes.get("/emergencies", summary="What was there before each restore, newest first")
+    async def emergencies() -> Response:
+        found = await keeper.ask(lambda store: store.emergencies())
+        return json_response({"emergencies": [entry.as_dict() for entry in found]})
+
+    @routes.post("/emergencies/{number}/restore", summary="Undo a restore")
+    async def restore(number: Number, request: Request, body: Body | None = None) -> Response:
+        check_revision(request, body.revision if body else None, house)
+        restored = await keeper.restore_emergency(number)
+        return json_response({"restored": restored, "status": house.status()})
 
 
 def _add_reading(routes: APIRouter, house: House) -> None:
@@ -57,16 +94,9 @@ def _add_reading(routes: APIRouter, house: House) -> None:
         found = await keeper.ask(lambda store: store.diff(first, second))
         return json_response(found.as_dict())
 
-    @routes.get("/{number}", summary="One version")
+    @routes.get("/{number}", summary="One version, what its files did, what came since")
     async def one(number: Number) -> Response:
-        def look(store: Any) -> dict[str, Any]:
-            version = store.get(number)
-            since = []
-            if version.state == "ok":
-                since = [file.as_dict() for file in store.files_since(number)]
-            return {**version.as_dict(), "files_since": since}
-
-        return json_response(await keeper.ask(look))
+        return json_response(await keeper.ask(lambda store: store.show(number)))
 
     @routes.get("/{number}/files/{name:path}", summary="A file of a version; ranges, ETag = hash")
     async def file(number: Number, name: str, request: Request) -> Response:
@@ -111,6 +141,12 @@ def _add_changing(routes: APIRouter, house: House) -> None:
             lambda store: store.verify(number), f"version {number} was verified"
         )
         return json_response({**proof.as_dict(), "state": "ok" if proof.ok else "corrupt"})
+
+    @routes.post("/{number}/export", status_code=201, summary="Copy it to a new folder anywhere")
+    async def export(number: Number, body: Export) -> Response:
+        path, whole = FilePath(body.path), body.optimizer
+        target = await keeper.export(number, path, with_optimizer=whole)
+        return json_response({"number": number, "path": str(target), "optimizer": whole}, 201)
 
     @routes.post("/{number}/pin", summary="Protect it from retention")
     async def pin(number: Number) -> Response:

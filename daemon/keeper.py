@@ -1,18 +1,20 @@
 """Versions for the daemon: made when asked or by themselves; restored while no trainer runs.
 
 Invariant: one change at a time; what can be refused is refused before the trainer is stopped, so a
-refusal leaves training running.
+refusal leaves training running. Looking never waits for a change: it has a thread of its own.
+Retention's hashing gives way to whoever asks for a change, and to the end of the daemon.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer_tui.daemon.backups import Backups
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.completed import Committed
 from trainer_tui.daemon.settings import Settings
@@ -22,18 +24,20 @@ from trainer_tui.safety import checkpoints, messages
 from trainer_tui.safety.errors import Corrupt, Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import automatic, keeping
-from trainer_tui.versions.backup import Backup
+from trainer_tui.versions.restoring import Restored
 from trainer_tui.versions.store import VersionStore
 
 T = TypeVar("T")
-log = logging.getLogger("daemon")
 STOP_TIMEOUT_S = 900.0
 SAVE_TIMEOUT_S = 900.0
 WRITER_WAIT_S = 60.0
 
 
 class Keeper:
-    """Public methods run on the event loop; the store works on a thread of its own."""
+    """Public methods run on the event loop; the store works on threads of its own.
+
+    `backups`: the second location. `latest`: number of the newest sound version.
+    """
 
     def __init__(
         self,
@@ -46,19 +50,38 @@ class Keeper:
         self._workspace, self._settings, self._training = workspace, settings, training
         self._bus, self._teller = bus, teller
         self._store = VersionStore(workspace)
-        self._thread = ThreadPoolExecutor(1, "versions")
-        self._changing = asyncio.Lock()
+        self._looking = ThreadPoolExecutor(1, "versions-look")
+        self._working = ThreadPoolExecutor(1, "versions-change")
+        self._lock = asyncio.Lock()
+        self._wished = 0  # changes that someone waits for
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_after = ""
-        self._backing_up = False
         self._closing = False
+        self.backups = Backups(workspace, settings, teller, self._fetched)
         self.latest: int | None = None
         training.after_commit.append(self._committed)
 
     async def ask(self, question: Callable[[VersionStore], T]) -> T:
-        """Run it on the versions' thread."""
+        """Look at something. It must change nothing."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: question(self._store))
+        return await loop.run_in_executor(self._looking, lambda: question(self._store))
+
+    async def _work(self, act: Callable[[VersionStore], T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._working, lambda: act(self._store))
+
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """One change at a time; while one is wished for, retention hashes nothing more."""
+        self._wished += 1
+        try:
+            async with self._lock:
+                yield
+        finally:
+            self._wished -= 1
+
+    def _give_way(self) -> bool:
+        return self._closing or self._wished > 0
 
     async def refresh(self) -> None:
         """Find out what the latest version is."""
@@ -71,10 +94,10 @@ class Keeper:
         Raises:
             Refused: nothing was ever committed, or the trainer did not commit.
         """
-        async with self._changing:
+        async with self._changing():
             await save_now(self._training, SAVE_TIMEOUT_S, evaluate_whole=True)
             folder = self._newest_folder()
-            version = await self.ask(lambda store: store.create(folder, description))
+            version = await self._work(lambda store: store.create(folder, description))
             await self._changed(f"{version.name} was made at step {version.global_step}")
             return version.as_dict()
 
@@ -84,34 +107,59 @@ class Keeper:
         Raises:
             NotFound, Corrupt, Refused: training goes on as it was.
         """
-        async with self._changing:
+        async with self._changing():
             return await self._restore(number, weights_only, "restore")
 
     async def rollback(self, *, weights_only: bool = False) -> dict[str, Any]:
         """Restore the version before the current state. Raises as `restore`."""
-        async with self._changing:
-            target = await self.ask(lambda store: store.rollback_target())
+        async with self._changing():
+            target = await self._work(lambda store: store.rollback_target())
             return await self._restore(target.number, weights_only, "rollback")
 
     async def _restore(self, number: int, weights_only: bool, reason: str) -> dict[str, Any]:
-        proof = await self.ask(lambda store: store.verify(number))
-        if not proof.ok:
+        if weights_only:
+            await self._work(lambda store: store.verify_weights(number))
+        elif not (proof := await self._work(lambda store: store.verify(number))).ok:
             raise Corrupt(f"{proof.name} is damaged: {proof.problem}", "choose another version")
-        async with self._training.without_trainer(STOP_TIMEOUT_S):
-            restored = await self.ask(
-                lambda store: store.restore(
-                    number, weights_only=weights_only, wait_s=WRITER_WAIT_S, reason=reason
-                )
+        return await self._go_back(
+            lambda store: store.restore(
+                number, weights_only=weights_only, wait_s=WRITER_WAIT_S, reason=reason
             )
+        )
+
+    async def restore_emergency(self, number: int) -> dict[str, Any]:
+        """Commit an emergency backup again as the newest state. Raises as `restore`."""
+        async with self._changing():
+            await self._work(lambda store: store.verify_emergency(number))
+            return await self._go_back(
+                lambda store: store.restore_emergency(number, wait_s=WRITER_WAIT_S)
+            )
+
+    async def _go_back(self, act: Callable[[VersionStore], Restored]) -> dict[str, Any]:
+        async with self._training.without_trainer(STOP_TIMEOUT_S):
+            restored = await self._work(act)
             self._training.figures.saved_step = None  # read again from the new checkpoint
             await self._training.collect(quick=False)
-        await self._changed(f"{proof.name} was restored as {restored.checkpoint}")
+        await self._changed(f"{restored.source} was restored as {restored.checkpoint}")
         return restored.as_dict()
+
+    async def export(self, number: int, target: Path, *, with_optimizer: bool) -> Path:
+        """Copy a version out; as long as that takes, everything else goes on.
+
+        Raises:
+            NotFound, Corrupt, Refused: nothing is left at the target.
+        """
+        if "\0" in str(target):
+            raise Refused("a path cannot have a zero byte in it")
+        store = self._store
+        done = await asyncio.to_thread(store.export, number, target, with_optimizer=with_optimizer)
+        self._teller.say("info", "version", f"version {number} was exported to {done}")
+        return done
 
     async def change(self, question: Callable[[VersionStore], T], said: str) -> T:
         """Pin, unpin, delete, undelete: then everyone is told."""
-        async with self._changing:
-            answer = await self.ask(question)
+        async with self._changing():
+            answer = await self._work(question)
             await self._changed(said)
             return answer
 
@@ -119,30 +167,10 @@ class Keeper:
         await self.refresh()
         self._teller.say("info", "version", text, latest=self.latest)
         self._bus.publish("versions", {"latest": self.latest})
-        self._back_up_soon()
+        self.backups.soon()
 
-    # --- the second location ---------------------------------------------------------------------
-
-    def _back_up_soon(self) -> None:
-        """One copying at a time; a change meanwhile is seen by its next look."""
-        location = self._settings.config.versioning.second_location
-        if location and not self._backing_up:
-            self._backing_up = True
-            self._start(self._back_up(Path(location)))
-
-    async def _back_up(self, location: Path) -> None:
-        backup = Backup(self._workspace, location)
-        try:
-            done = await asyncio.to_thread(backup.run, None, lambda: self._closing)
-        except (TrainerTuiError, OSError) as problem:
-            self._teller.say("error", "backup", f"versions were not copied: {problem}")
-            return
-        finally:
-            self._backing_up = False
-        for problem_text in done.problems:
-            self._teller.say("warning", "backup", problem_text)
-        if done.copied:
-            self._teller.say("info", "backup", f"copied to {location}: {', '.join(done.copied)}")
+    async def _fetched(self, number: int) -> None:
+        await self._changed(f"version {number} was brought back from the second location")
 
     def _newest_folder(self) -> Path:
         folders = checkpoints.list_folders(self._workspace.current_model)
@@ -164,10 +192,12 @@ class Keeper:
     async def _look_after(self, committed: Committed) -> None:
         """Make the version that is due, then let go of what is beyond retention."""
         try:
-            async with self._changing:
+            async with self._lock:
                 await self._make_due(committed)
                 config = self._settings.config
-                gone = await self.ask(lambda _: keeping.apply(self._workspace, config))
+                gone = await self._work(
+                    lambda _: keeping.apply(self._workspace, config, should_stop=self._give_way)
+                )
         except (TrainerTuiError, OSError) as problem:
             self._teller.say("warning", "version", f"versions were not looked after: {problem}")
             return
@@ -185,7 +215,7 @@ class Keeper:
                 return None
             return f"{store.create(folder, description, automatic=True).name}: {description}"
 
-        made = await self.ask(make)
+        made = await self._work(make)
         if made is not None:
             await self._changed(made)
 
@@ -199,7 +229,9 @@ class Keeper:
         self._closing = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=10)
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        await self.backups.close()
+        for pool in (self._looking, self._working):  # the loop turns on while a file is hashed
+            await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
 
 
 async def save_now(training: Training, timeout_s: float, *, evaluate_whole: bool = False) -> bool:

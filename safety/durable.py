@@ -234,11 +234,19 @@ def copy_hashed(source_fd: int, target: Path, mode: int = 0o600) -> tuple[str, i
     return digest.hexdigest(), size
 
 
-def copy_resumed(source_fd: int, target: Path, mode: int = 0o600) -> tuple[str, int]:
+def copy_resumed(
+    source_fd: int,
+    target: Path,
+    mode: int = 0o600,
+    told: Callable[[int], None] = lambda size: None,
+) -> tuple[str, int]:
     """Copy an open file, going on where an earlier, interrupted copy to `target` ended.
 
     The part that is there already is read back and hashed, so the hash is of what is on the disk
     and the caller can tell whether it is right; when it is not, remove `target` and copy anew.
+
+    Args:
+        told: called after every chunk with its size; what it raises interrupts the copy.
 
     Returns:
         (sha256 in hex, size in bytes) of the whole target.
@@ -252,11 +260,13 @@ def copy_resumed(source_fd: int, target: Path, mode: int = 0o600) -> tuple[str, 
         while chunk := os.read(target_fd, COPY_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
+            told(len(chunk))
         os.lseek(source_fd, size, os.SEEK_SET)
         while chunk := os.read(source_fd, COPY_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
             _write_all(target_fd, chunk)
+            told(len(chunk))
         sync_file(target_fd, target)
     finally:
         os.close(target_fd)

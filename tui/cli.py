@@ -16,7 +16,7 @@ import typer
 
 from trainer_tui.safety.errors import TrainerTuiError
 from trainer_tui.tui.context import context, ensure_daemon, module_command
-from trainer_tui.tui.verbs import config, jobs, local, service, training, versions
+from trainer_tui.tui.verbs import backup, config, jobs, local, service, training, versions
 
 app = typer.Typer(
     name="trainer-tui",
@@ -30,6 +30,7 @@ training.register(app)
 local.register(app)
 app.add_typer(jobs.app, name="queue")
 app.add_typer(versions.app, name="versions")
+app.add_typer(backup.app, name="backup")
 app.add_typer(config.app, name="config")
 app.add_typer(service.app, name="service")
 

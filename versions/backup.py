@@ -177,7 +177,7 @@ class Backup:
         """Copy every sound version that is not there yet, newest first, then read it back.
 
         Args:
-            should_stop: asked between files; a stopped run goes on with the next one.
+            should_stop: asked after every few megabytes; the next run goes on from there.
             start_over: the second disk was emptied on purpose: begin a new folder on it.
 
         Raises:

@@ -113,6 +113,31 @@ def _identity(path: Path) -> str:
     return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Outcome of `verify`. `bytes` were read and hashed in `seconds`."""
+
+    number: int
+    name: str
+    ok: bool
+    problem: str
+    files: int
+    bytes: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "name": self.name,
+            "ok": self.ok,
+            "problem": self.problem or None,
+            "files": self.files,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "gb_per_s": round(self.bytes / self.seconds / 1e9, 3) if self.seconds else None,
+        }
+
+
 def prove(folder: Path, verified: Verified | None = None) -> Manifest:
     """Hash every file (several at a time) and open every tensor of a committed folder.
 

@@ -31,9 +31,13 @@ class Telling:
         self._copied = 0
 
     def __call__(self, size: int) -> None:
-        self._copied += size
+        self._copied = min(self._copied + size, self._version.bytes)  # a part may come twice
         if self._progress:
             self._progress(self._version.name, self._copied, self._version.bytes)
+
+
+class _Stopped(Exception):
+    """The copy was asked to stop; what is there stays for the next try."""
 
 
 def copy_folder(
@@ -50,6 +54,12 @@ def copy_folder(
     Raises:
         Corrupt: a file of the source does not match its hash.
     """
+
+    def after_chunk(size: int) -> None:
+        if told:
+            told(size)
+        _stop_if(should_stop)
+
     parts = [source]
     if check.has_optimizer(source):
         parts.append(source / OPTIMIZER_PART)
@@ -57,12 +67,12 @@ def copy_folder(
     for part in parts:
         target = partial if part is source else partial / OPTIMIZER_PART
         durable.make_directory(target)
-        for entry in manifest.read(part).files:
-            if should_stop():
-                return False
-            _copy_file(part, entry, target)
-            if told:
-                told(entry.bytes)
+        try:
+            for entry in manifest.read(part).files:
+                _stop_if(should_stop)
+                _copy_file(part, entry, target, after_chunk)
+        except _Stopped:
+            return False
         names = [manifest.MANIFEST_NAME] + ([VERSION_RECORD] if part is source else [])
         for name in names:
             if not (target / name).exists():
@@ -70,13 +80,18 @@ def copy_folder(
     return True
 
 
-def _copy_file(source: Path, entry: FileEntry, target: Path) -> None:
+def _stop_if(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise _Stopped
+
+
+def _copy_file(source: Path, entry: FileEntry, target: Path, told: Callable[[int], None]) -> None:
     path = target / check.checked_name(entry.name)
     durable.make_directory(path.parent)
     for _ in range(2):  # an earlier part may turn out wrong: then once more from the start
         fd = os.open(source / entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            digest, _ = durable.copy_resumed(fd, path)
+            digest, _ = durable.copy_resumed(fd, path, told=told)
         finally:
             os.close(fd)
         if digest == entry.sha256:

@@ -66,11 +66,18 @@ class Graph:
 
 
 def build(
-    versions: Iterable[Version], branches: Mapping[int, Branch], here: Standing | None
+    versions: Iterable[Version],
+    branches: Mapping[int, Branch],
+    here: Standing | None,
+    kept: Iterable[int] = (),
 ) -> Graph:
-    """Versions, the restores that were committed, and the current checkpoint."""
+    """Versions, the restores that were committed, and the current checkpoint.
+
+    `kept`: lineages that an emergency backup stands on, so their restores were committed too.
+    """
     nodes = [_version_node(version) for version in versions if version.record is not None]
     lineages = {node.lineage for node in nodes} | ({here.sealed.lineage} if here else set())
+    lineages |= set(kept)
     happened = _happened(branches, lineages)
     for branch in happened.values():
         live = here is not None and branch.lineage in _ancestors(here.sealed.lineage, branches)

@@ -169,7 +169,7 @@ class Version:
             "name": self.name,
             "description": record.description if record else "",
             "created_at": record.created_at if record else None,
-            "automatic": record.automatic if record else None,
+            "automatic": bool(record and record.automatic),
             "global_step": record.global_step if record else None,
             "lineage": record.lineage if record else None,
             "parent": (record.parent or None) if record else None,

@@ -139,7 +139,8 @@ def _prove(
         check.mark_damaged(layout, source.name, problem.message)
         hint = "training is as it was; choose another version: trainer-tui versions list"
         raise Corrupt(f"{source.name} cannot be restored: {problem.message}", hint) from None
-    check.unmark_damaged(layout, source.name)
+    if source.optimizer or not check.has_optimizer(source.folder):  # all of it was proven
+        check.unmark_damaged(layout, source.name)
     return sealed, optimizer
 
 

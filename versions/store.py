@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,7 +30,7 @@ from trainer_tui.versions import (
     trained,
     trash,
 )
-from trainer_tui.versions.check import Verified
+from trainer_tui.versions.check import Proof, Verified
 from trainer_tui.versions.difference import Difference, compare
 from trainer_tui.versions.emergency import Emergency
 from trainer_tui.versions.graph import Graph
@@ -53,31 +52,6 @@ UNDO_DAYS = 7
 RECENT_S = 120.0
 FILES_IN_LISTS = 20
 Versions: TypeAlias = list[Version]  # the class has a method of that name
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """Outcome of `verify`. `bytes` were read and hashed in `seconds`."""
-
-    number: int
-    name: str
-    ok: bool
-    problem: str
-    files: int
-    bytes: int
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "number": self.number,
-            "name": self.name,
-            "ok": self.ok,
-            "problem": self.problem or None,
-            "files": self.files,
-            "bytes": self.bytes,
-            "seconds": self.seconds,
-            "gb_per_s": round(self.bytes / self.seconds / 1e9, 3) if self.seconds else None,
-        }
 
 
 class VersionStore:
@@ -276,7 +250,8 @@ class VersionStore:
             yield
 
     def _restore(self, version: Version, weights_only: bool, reason: str) -> Restored:
-        if version.state != "ok":
+        only_marked = check.look(version.folder).state == "ok" and version.record is not None
+        if version.state != "ok" and not (weights_only and only_marked):  # it is proven again
             hint = "choose another one: trainer-tui versions list"
             raise Corrupt(f"{version.name} is {version.state}: {version.problem}", hint)
         part = None if weights_only else restoring.optimizer_part(version.folder)
@@ -290,6 +265,25 @@ class VersionStore:
         return restoring.commit_again(
             self.layout, source, versions, self._now(), why=why, recent=recent
         )
+
+    def verify_weights(self, number: int) -> Version:
+        """Hash what a restore without the optimizer takes. Raises NotFound, Corrupt."""
+        version = self.get(number)
+        if version.record is None:
+            raise Corrupt(version.problem)
+        self._prove_folder(version.folder)
+        return version
+
+    def verify_emergency(self, number: int) -> Emergency:
+        """Hash an emergency backup. Raises NotFound, Corrupt."""
+        found = emergency.get(self.layout, number)
+        self._prove_folder(found.folder)
+        return found
+
+    def _prove_folder(self, folder: Path) -> None:
+        recent = Verified(None)
+        check.prove(folder, recent)
+        self._recent, self._recent_until_s = recent, clock.monotonic_s() + RECENT_S
 
     def emergencies(self) -> tuple[Emergency, ...]:
         """Every emergency backup, the newest first."""
@@ -355,7 +349,8 @@ class VersionStore:
     def lineage(self) -> Graph:
         """Lineages, versions and restores as a graph; `Graph.draw` makes it text."""
         branches = records.read_branches(self.layout)
-        return graph.build(self.list(), branches, emergency.standing(self.layout))
+        kept = {e.sealed.lineage for e in self.emergencies() if e.sealed}
+        return graph.build(self.list(), branches, emergency.standing(self.layout), kept)
 
     def export(self, number: int, target: Path, *, with_optimizer: bool = False) -> Path:
         """Copy a version to a folder that does not exist yet, hashes checked on the way.
@@ -375,5 +370,10 @@ class VersionStore:
             raise Corrupt(f"{version.name} is {version.state}: {version.problem}")
         part = restoring.optimizer_part(version.folder) if with_optimizer else None
         with plain_words("nothing was exported"):
-            exporting.export(version.folder, target, part)
+            try:
+                exporting.export(version.folder, target, part)
+            except FileNotFoundError as problem:
+                raise Refused(f"{version.name} went away while it was copied: {problem}") from None
+            except PermissionError as problem:
+                raise Refused(f"nothing was exported: {problem}", "see who owns it") from None
         return target

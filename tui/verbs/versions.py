@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import columns
 from trainer_tui.tui.context import context, print_json
+from trainer_tui.tui.verbs import version_cards
 from trainer_tui.tui.verbs.training import AsJson, describe
 
 app = typer.Typer(help="Versions: list, make, restore, roll back.", no_args_is_help=True)
@@ -26,21 +28,11 @@ Number = Annotated[int, typer.Argument(parser=_number, metavar="vNNN", help="e.g
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-def _row(version: dict[str, Any], latest: int | None) -> list[str]:
-    marks = [
-        mark
-        for mark, there in (
-            ("latest", version["number"] == latest),
-            ("pinned", version.get("pinned")),
-            ("weights only", version.get("weights_only")),
-            (version.get("state", ""), version.get("state") not in (None, "ok")),
-        )
-        if there
-    ]
-    val = (version.get("validation") or {}).get("fixed")
-    cells = [f"v{version['number']:03d}", str(version["global_step"]), columns.figure(val)]
-    cells += [version["created_at"][:16].replace("T", " "), columns.size(version.get("bytes"))]
-    return [*cells, printable(version.get("description") or "", 50), ", ".join(marks)]
+def _print(found: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        print("\n".join(lines))
 
 
 @app.command("list")
@@ -54,18 +46,15 @@ def list_versions(as_json: AsJson = False) -> None:
         print("no version yet; make one with: trainer-tui versions create -m '…'")
         return
     head = ["", "step", "val loss", "made", "size", "description", ""]
-    print(columns.table([_row(item, found.get("latest")) for item in found["versions"]], head))
+    rows = [version_cards.row(item, found.get("latest")) for item in found["versions"]]
+    print(columns.table(rows, head))
 
 
 @app.command()
 def show(number: Number, as_json: AsJson = False) -> None:
-    """One version's card."""
+    """One version's card: where it stands, what its files did, what came since."""
     found = context.client.get(f"/v1/versions/{number}")
-    if as_json:
-        print_json(found)
-        return
-    for key, value in found.items():
-        print(f"{key:14} {printable(str(value))}")
+    _print(found, as_json, version_cards.card(found))
 
 
 @app.command()
@@ -135,9 +124,88 @@ def rollback(yes: Yes = False, weights_only: WeightsOnly = False, requeue: Reque
 
 
 @app.command()
-def diff(first: Number, second: Number) -> None:
+def diff(first: Number, second: Number, as_json: AsJson = False) -> None:
     """What lies between two versions: files, validation, settings."""
-    print_json(context.client.get(f"/v1/versions/diff/{first}/{second}"))
+    found = context.client.get(f"/v1/versions/diff/{first}/{second}")
+    _print(found, as_json, version_cards.difference(found))
+
+
+@app.command()
+def graph(as_json: AsJson = False) -> None:
+    """How the versions grew from one another, restores and branches; newest on top."""
+    found = context.client.get("/v1/versions/lineage")
+    drawing = [printable(line) for line in found["drawing"]]
+    _print(found, as_json, drawing or ["no version and no checkpoint yet"])
+
+
+@app.command()
+def export(
+    number: Number,
+    folder: Annotated[Path, typer.Argument(help="A new folder; it must not exist yet.")],
+    optimizer: Annotated[bool, typer.Option("--optimizer", help="Its optimizer too.")] = False,
+) -> None:
+    """Copy a version to a folder anywhere, every hash checked."""
+    body = {"path": str(Path.cwd() / folder.expanduser()), "optimizer": optimizer}
+    made = context.client.post(f"/v1/versions/{number}/export", body)
+    print(f"v{number:03d} is in {printable(made['path'])}")
+
+
+emergency = typer.Typer(help="What was there before each restore: list, go back to.")
+app.add_typer(emergency, name="emergencies")
+
+
+@emergency.callback(invoke_without_command=True)
+def list_emergencies(invoked: typer.Context, as_json: AsJson = False) -> None:
+    if invoked.invoked_subcommand is not None:
+        return
+    found = context.client.get("/v1/versions/emergencies")
+    rows = [
+        [
+            f"e{entry['number']:03d}",
+            version_cards.plain(entry.get("global_step")),
+            version_cards.minute(entry.get("at")),
+            printable(entry.get("why") or "", 60),
+            "" if entry["state"] == "ok" else printable(entry.get("problem") or entry["state"]),
+        ]
+        for entry in found["emergencies"]
+    ]
+    table = columns.table(rows, ["", "step", "kept", "why", ""])
+    _print(found, as_json, table.splitlines() if rows else ["no restore yet, so no backup of one"])
+
+
+def _emergency_number(text: str) -> int:
+    digits = text.lower().removeprefix("e").split("_")[0]
+    if not digits.isdigit():
+        raise typer.BadParameter(f"{text!r} is no emergency backup; e.g. e002 or 2")
+    return int(digits)
+
+
+@emergency.command("restore")
+def restore_emergency(
+    number: Annotated[int, typer.Argument(parser=_emergency_number, metavar="eNNN")],
+    yes: Yes = False,
+) -> None:
+    """Undo a restore: train on from what was there before it."""
+    _confirm(f"go back to e{number:03d}? The current model is kept as one more of them.", yes)
+    reply = context.client.post(f"/v1/versions/emergencies/{number}/restore")
+    print(describe(reply["status"]))
+
+
+@app.command()
+def trash(as_json: AsJson = False) -> None:
+    """Deleted versions that can be brought back."""
+    found = context.client.get("/v1/versions/trash")
+    rows = [
+        [
+            printable(entry["name"]),
+            version_cards.minute(entry["deleted_at"]),
+            version_cards.minute(entry.get("keep_until")),
+            printable(entry["why"], 60),
+        ]
+        for entry in found["trashed"]
+    ]
+    table = columns.table(rows, ["", "deleted", "kept until", "why"])
+    _print(found, as_json, table.splitlines() if rows else ["the trash holds no version"])
 
 
 @app.command()
@@ -148,11 +216,15 @@ def undelete(number: Number) -> None:
 
 
 @app.command()
-def verify(number: Number) -> None:
+def verify(number: Number, as_json: AsJson = False) -> None:
     """Hash every file of a version and open every tensor."""
     found = context.client.post(f"/v1/versions/{number}/verify")
-    print_json(found)
-    if found.get("state", "ok") != "ok":
+    read = f"{columns.size(found['bytes'])} in {found['seconds']:.1f} s"
+    verdict = f"intact ({found['files']} files, {read})"
+    if not found["ok"]:
+        verdict = f"damaged: {printable(found['problem'])}"
+    _print(found, as_json, [f"{printable(found['name'])} is {verdict}"])
+    if not found["ok"]:
         raise typer.Exit(1)
 
 
