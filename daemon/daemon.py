@@ -261,9 +261,9 @@ class Daemon:
             now=datetime.now().astimezone(),
             quiet=self._desk.quiet(),
             not_training="" if idle else status.not_training(training, facts),
-            speed=eta.speed(figures.token_rates),
+            pace=eta.pace(figures),
             epochs=figures.epochs,
-            in_hand_s=eta.job_seconds(figures) or (0.0 if figures.job_id is None else None),
+            in_hand_s=eta.job_span(figures) or (eta.NOW_S if figures.job_id is None else None),
             fractions=fractions,
             trained=training.trained,
         )

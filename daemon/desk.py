@@ -20,11 +20,12 @@ import msgspec
 
 from trainer_tui.daemon import job_view
 from trainer_tui.daemon.bus import Bus
-from trainer_tui.daemon.job_view import Context
+from trainer_tui.daemon.job_view import Context, Standing
 from trainer_tui.daemon.settings import Settings
-from trainer_tui.queue.job import Job, JobError
+from trainer_tui.queue.job import Job, JobError, State
+from trainer_tui.queue.line import Work
 from trainer_tui.queue.store import Queue
-from trainer_tui.queue.waiting import QuietHours, first_startable, parse_quiet_hours
+from trainer_tui.queue.waiting import QuietHours, parse_quiet_hours
 from trainer_tui.safety import messages
 from trainer_tui.safety.errors import ConfigProblem, NotFound
 from trainer_tui.safety.manifest import LedgerEntry
@@ -35,7 +36,7 @@ encode = msgspec.json.Encoder().encode
 log = logging.getLogger("daemon")
 EVENT_EVERY_S = 0.1
 LOOK_EVERY_S = 5.0  # quiet hours and `not_before` pass without any change of ours
-WATCHED_WAITING = 200  # so many of the waiting are told about when only their place changed
+WATCHED = 200  # so many of the first jobs are told about when only their place changed
 PIECE_JOBS = 500
 
 
@@ -65,7 +66,7 @@ class Desk:
         self.processing: tuple[Trainable, ...] = ()
         self.claimable = False
         self.counts: dict[str, int] = {}
-        self.waiting_work: list[int | None] = []
+        self.work = Work()
 
     def open(self) -> None:
         """Read the queue's directories; blocks. What was odd about them is in `findings`."""
@@ -128,15 +129,13 @@ class Desk:
         self.on_change()
 
     def _look(self) -> None:
-        """On the queue's thread (or before the loop): what the loop decides by."""
+        """On the queue's thread (or before the loop): what the loop decides by. Costs the same
+        whatever the number of jobs."""
         queue = self._queue
         processing = tuple(self._trainable(job) for job in queue.processing())
-        waiting = queue.waiting()
         now = datetime.now().astimezone()
-        claimable = first_startable(waiting, now, self.quiet()) is not None
-        epochs = self._settings.config.epochs
-        self.waiting_work = [job_view.tokens_of(job, epochs) for job in waiting]
-        self.counts = queue.counts()
+        claimable = queue.first_startable(now, self.quiet()) is not None
+        self.work, self.counts = queue.work(), queue.counts()
         self.processing, self.claimable = processing, claimable
 
     def _trainable(self, job: Job) -> Trainable:
@@ -212,22 +211,16 @@ class Desk:
             self._errors[key] = self._queue.error(job)
         return self._errors[key]
 
-    async def listing(self, state: str | None, limit: int, offset: int) -> list[bytes]:
+    async def listing(self, state: State | None, limit: int, offset: int) -> list[bytes]:
         """`GET /v1/jobs`, as pieces of JSON: a hundred thousand jobs never exist as objects."""
         context = self.context()
 
         def read() -> list[bytes]:
-            jobs = self._queue.jobs()
-            shown = job_view.views(jobs, context, self._error_of)
-            if state is None:
-                total = len(jobs)
-            else:
-                shown = (view for view in shown if view["state"] == state)
-                total = sum(job.state == state for job in jobs)
+            jobs, total = self._queue.page(state, offset, limit)
+            shown = job_view.views(jobs, self._standing_in(jobs), context, self._error_of)
             revision = self._queue.revision
-            page = itertools.islice(shown, offset, offset + limit)
             pieces = [b'{"revision":%d,"total":%d,"jobs":[' % (revision, total)]
-            while some := b",".join(map(encode, itertools.islice(page, PIECE_JOBS))):
+            while some := b",".join(map(encode, itertools.islice(shown, PIECE_JOBS))):
                 pieces += [some] if len(pieces) == 1 else [b"," + some]
             return [*pieces, b"]}"]
 
@@ -235,19 +228,34 @@ class Desk:
 
     async def view(self, job_id: int) -> dict[str, Any]:
         """One job. Raises NotFound."""
-        found = await asyncio.to_thread(self._views_of, {job_id}, self.context())
-        if job_id not in found:
+        found = await asyncio.to_thread(self._view_of, job_id, self.context())
+        if found is None:
             raise NotFound(f"there is no job {job_id}", "trainer-tui queue list")
-        return found[job_id]
-
-    def _views_of(self, wanted: set[int], context: Context) -> dict[int, dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
-        for view in job_view.views(self._queue.jobs(), context, self._error_of):
-            if view["id"] in wanted:
-                found[view["id"]] = view
-                if len(found) == len(wanted):
-                    break
         return found
+
+    def _view_of(self, job_id: int, context: Context) -> dict[str, Any] | None:
+        job = self._queue.find(job_id)
+        if job is None:
+            return None
+        standing = self._standing(job)
+        return job_view.view(job, standing, context, self._error_of(job))
+
+    def _standing_in(self, jobs: list[Job]) -> Standing | None:
+        """Of the first waiting one of a stretch."""
+        first = next((job for job in jobs if job.state == "waiting"), None)
+        return self._standing(first) if first is not None else None
+
+    def _standing(self, job: Job) -> Standing | None:
+        """None when it does not wait. One that was moved meanwhile stands where it stands now."""
+        if job.state != "waiting":
+            return None
+        try:
+            place, work = self._queue.place(job.id), self._queue.work_before(job.id)
+        except NotFound:
+            place, work = None, None
+        if place is None or work is None:  # claimed or removed since it was read
+            return Standing(1, len(self.processing), Work())
+        return Standing(place, len(self.processing) + place - 1, work)
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -279,22 +287,19 @@ class Desk:
     def _differences(
         self, touched: set[int], context: Context
     ) -> tuple[list[dict[str, Any]], list[int], int]:
-        revision = self._queue.revision
-        jobs = self._queue.jobs()
-        there = {job.id for job in jobs}
-        removed = sorted((touched | self._told.keys()) - there)
-        changed = []
+        """The first jobs as they would be listed, and those that were touched elsewhere."""
+        queue, revision = self._queue, self._queue.revision
+        near, _ = queue.page(None, 0, WATCHED)
+        changed: list[dict[str, Any]] = []
         shown: dict[int, bytes] = {}
-        for index, view in enumerate(job_view.views(jobs, context, self._error_of)):
-            near = index < WATCHED_WAITING
-            if not near and view["id"] not in touched:
-                continue
-            key = encode({**view, "fraction": None, "eta_s": None})
-            if near:
-                shown[view["id"]] = key
+        for view in job_view.views(near, self._standing_in(near), context, self._error_of):
+            key = encode({**view, "fraction": None, "eta_s": None, "eta_p90_s": None})
+            shown[view["id"]] = key
             if view["id"] in touched or self._told.get(view["id"]) != key:
                 changed.append(view)
-        for job_id in removed:
-            self._told.pop(job_id, None)
+        far = (self._view_of(job_id, context) for job_id in sorted(touched - shown.keys()))
+        changed += [view for view in far if view is not None]
+        asked_after = (touched | self._told.keys()) - shown.keys()
+        removed = sorted(job_id for job_id in asked_after if queue.find(job_id) is None)
         self._told = shown
         return changed, removed, revision

@@ -1,7 +1,8 @@
-"""When things will be done: the work left, over the speed of late. Pure.
+"""When things will be done: the tokens left, over the speed of late. Pure.
 
 Two figures, as likely as not (p50) and almost surely (p90), from the spread of the speeds of the
-last steps. None where the work or the speed is unknown.
+last steps. What evaluations and commits cost is in both, as the share of the clock that the last
+steps did not have. None where the work or the speed is unknown.
 """
 
 from __future__ import annotations
@@ -11,25 +12,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer_tui.daemon.figures import Figures
+from trainer_tui.queue.line import Work
 
 SHARE_P90_SLOW = 0.10  # nine steps in ten were faster than this quantile
 AVERAGED_STEPS = 16  # over many steps luck evens out: the spread of a mean shrinks by its root
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """`queue_s`: [p50, p90] until everything that waits is trained."""
-
-    job_s: float | None
-    queue_s: list[float] | None
+NOW_S = (0.0, 0.0)
+Span = tuple[float, float]  # seconds: p50, p90
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second: median, and the slow end that nine in ten windows beat."""
+    """Tokens per second of training: median, and the slow end that nine in ten windows beat."""
 
     median: float
     slow: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds of the clock for a token, evaluations and commits included."""
+
+    p50_s: float
+    p90_s: float
+
+    def after(self, start: Span | None, tokens: int | None) -> Span | None:
+        """When so many tokens more are done; None when one of the two is unknown."""
+        if start is None or tokens is None:
+            return None
+        return start[0] + tokens * self.p50_s, start[1] + tokens * self.p90_s
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds [p50, p90]: until the job in hand, and until everything that waits is trained."""
+
+    job_s: Span | None
+    queue_s: list[float] | None
 
 
 def speed(rates: Sequence[float]) -> Speed | None:
@@ -42,21 +60,28 @@ def speed(rates: Sequence[float]) -> Speed | None:
     return Speed(median, max(slow, slowest))
 
 
-def estimate(figures: Figures, waiting_tokens: Sequence[int | None]) -> Estimate:
-    """`waiting_tokens`: per waiting job over all its epochs, None where unknown."""
-    job_s = job_seconds(figures)
-    pace = speed(figures.token_rates)
-    if pace is None or any(tokens is None for tokens in waiting_tokens):
-        return Estimate(job_s, None)
-    tokens = sum(found for found in waiting_tokens if found is not None)
-    first_s = job_s or 0.0
-    p50 = first_s + tokens / pace.median
-    p90 = first_s * pace.median / pace.slow + tokens / pace.slow
-    return Estimate(job_s, [round(p50, 1), round(p90, 1)])
-
-
-def job_seconds(figures: Figures) -> float | None:
-    """Until the job in hand is trained."""
-    if figures.job_id is None or not figures.job_steps or not figures.step_s:
+def pace(figures: Figures) -> Pace | None:
+    found = speed(figures.token_rates)
+    if found is None:
         return None
-    return round(max(0, figures.job_steps - figures.job_step) * figures.step_s, 1)
+    return Pace(figures.overhead / found.median, figures.overhead / found.slow)
+
+
+def estimate(figures: Figures, waiting: Work, epochs: int) -> Estimate:
+    """`waiting`: of everything that waits, for one epoch."""
+    job_s, found = job_span(figures), pace(figures)
+    if found is None or waiting.unknown:
+        return Estimate(job_s, None)
+    span = found.after(job_s or NOW_S, waiting.tokens * epochs)
+    return Estimate(job_s, [round(seconds, 1) for seconds in span] if span else None)
+
+
+def job_span(figures: Figures) -> Span | None:
+    """Until the job in hand is trained."""
+    step_s = figures.usual_step_s
+    if figures.job_id is None or not figures.job_steps or not step_s:
+        return None
+    p50_s = max(0, figures.job_steps - figures.job_step) * step_s * figures.overhead
+    found = speed(figures.token_rates)
+    p90_s = p50_s * found.median / found.slow if found else p50_s
+    return round(p50_s, 1), round(p90_s, 1)

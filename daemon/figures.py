@@ -15,6 +15,7 @@ from trainer_tui.safety.messages import Evaluated, JobStarted, Ready, StepDone
 
 EMA_KEEP = 0.9
 RATES_KEPT = 256
+STEP_TIMES_KEPT = 32
 SERIES_OF = {"fixed": "val_loss", "holdout": "holdout_loss", "probe": "probe_loss"}
 
 
@@ -50,6 +51,38 @@ class Figures:
     trainer_memory_bytes: int | None = None
     ready: Ready | None = None
     token_rates: deque[float] = field(default_factory=lambda: deque(maxlen=RATES_KEPT))
+    step_times: deque[float] = field(default_factory=lambda: deque(maxlen=STEP_TIMES_KEPT))
+    spans: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=RATES_KEPT))
+    unbroken_since_s: float | None = None  # monotonic: the last report without a pause since
+
+    @property
+    def usual_step_s(self) -> float | None:
+        """Seconds of training in a step of late."""
+        times = self.step_times
+        return sum(times) / len(times) if times else self.step_s
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of the clock for a second of training, evaluations and commits included: 1.0 is
+        no cost. Pauses and waiting for files do not count."""
+        trained_s = sum(trained for _, trained in self.spans)
+        clock_s = sum(clock for clock, _ in self.spans)
+        return max(1.0, clock_s / trained_s) if trained_s > 0 else 1.0
+
+    def stand_still(self) -> None:
+        """The time until the next step is not training's."""
+        self.unbroken_since_s = None
+
+    def _measure(self, message: StepDone) -> None:
+        now_s = clock.monotonic_s()
+        if message.tokens_per_s > 0:
+            self.token_rates.append(message.tokens_per_s)
+            trained_s = message.tokens / message.tokens_per_s
+            if self.unbroken_since_s is not None:
+                self.spans.append((now_s - self.unbroken_since_s, trained_s))
+        if message.step_s > 0:
+            self.step_times.append(message.step_s)
+        self.unbroken_since_s = now_s
 
     @property
     def fraction(self) -> float | None:
@@ -60,6 +93,7 @@ class Figures:
 
     def start(self, ready: Ready) -> None:
         self.ready = ready
+        self.stand_still()
         self.global_step = self.saved_step = ready.global_step
         self.lineage = ready.lineage
         self.checkpoint = ready.checkpoint or None
@@ -72,6 +106,7 @@ class Figures:
         self.epoch = min(done, self.epochs - 1)
 
     def end_job(self) -> None:
+        self.stand_still()
         self.job_id = None
         self.job_step = self.job_steps = 0
 
@@ -92,8 +127,7 @@ class Figures:
         self.supervised_tokens_seen = (self.supervised_tokens_seen or 0) + message.supervised_tokens
         self.trainer_memory_bytes = message.memory_bytes or self.trainer_memory_bytes
         self.last_sample_at, self.last_sample_s = clock.now_iso(), clock.monotonic_s()
-        if message.tokens_per_s > 0:
-            self.token_rates.append(message.tokens_per_s)
+        self._measure(message)
         values = {
             "loss": message.loss,
             "learning_rate": message.learning_rate,

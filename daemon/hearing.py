@@ -59,6 +59,7 @@ class Hearing(TrainingState):
                 self.present = replace(self.present, paused=True, asked=asked)
             case messages.Resumed():
                 self._resuming = False
+                self.figures.stand_still()
                 self.present = replace(self.present, paused=False)
             case messages.Stopping():
                 self._said_stopping = True

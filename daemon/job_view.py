@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from trainer_tui.daemon.eta import Speed
+from trainer_tui.daemon.eta import NOW_S, Pace, Span
 from trainer_tui.queue.job import Job, JobError
+from trainer_tui.queue.line import Work
 from trainer_tui.queue.waiting import QuietHours, why_waiting
 
 TRAINED = "trained, waits for its checkpoint"
@@ -24,40 +25,66 @@ class Context:
     now: datetime
     quiet: QuietHours | None = None
     not_training: str = ""
-    speed: Speed | None = None
+    pace: Pace | None = None
     epochs: int = 1
-    in_hand_s: float | None = None
+    in_hand_s: Span | None = None
     fractions: dict[int, float | None] = field(default_factory=dict)
     trained: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a waiting job stands: how many are ahead of it, in `processing/` too, and the work of
+    the waiting ones among them. `place`: 1 is next."""
+
+    place: int
+    ahead: int
+    work: Work
+
+
 def views(
-    jobs: Iterable[Job], context: Context, error_of: Callable[[Job], JobError | None]
+    jobs: Iterable[Job],
+    standing: Standing | None,
+    context: Context,
+    error_of: Callable[[Job], JobError | None],
 ) -> Iterator[dict[str, Any]]:
-    """Views of jobs in the order of `Queue.jobs`: what is ahead of each is counted on the way."""
-    ahead, place = 0, 0
-    start_s = end_s = context.in_hand_s
+    """Views of jobs that follow each other as in `Queue.jobs`.
+
+    Args:
+        standing: of the first waiting one among them; None when there is none.
+    """
     for job in jobs:
-        if job.state == "processing":
-            ahead += 1
-            why = TRAINED if job.id in context.trained else ""
-            yield _view(job, context, None, why, (0.0, start_s), None)
-        elif job.state == "waiting":
-            place += 1
-            start_s = end_s
-            end_s = _after(start_s, job, context)
-            why = why_waiting(job, ahead, context.now, context.quiet, context.not_training)
-            yield _view(job, context, place, why, (start_s, end_s), None)
-            ahead += 1
+        if job.state == "waiting":
+            assert standing is not None
+            yield view(job, standing, context, None)
+            own = Work(job.meta.tokens, int(not job.meta.tokens))
+            standing = Standing(standing.place + 1, standing.ahead + 1, standing.work + own)
         else:
-            yield _view(job, context, None, "", (None, None), error_of(job))
+            yield view(job, None, context, error_of(job))
 
 
-def _after(start_s: float | None, job: Job, context: Context) -> float | None:
-    tokens = tokens_of(job, context.epochs)
-    if start_s is None or context.speed is None or tokens is None:
-        return None
-    return start_s + tokens / context.speed.median
+def view(
+    job: Job, standing: Standing | None, context: Context, error: JobError | None
+) -> dict[str, Any]:
+    """One job; `standing` when it waits."""
+    if standing is not None:
+        why = why_waiting(job, standing.ahead, context.now, context.quiet, context.not_training)
+        start = _after(context.in_hand_s, _tokens(standing.work, context.epochs), context)
+        end = _after(start, tokens_of(job, context.epochs), context)
+        return _view(job, context, standing.place, why, start, end, None)
+    if job.state == "processing":
+        return _view(job, context, None, "", NOW_S, context.in_hand_s, None)
+    return _view(job, context, None, "", None, None, error)
+
+
+def _after(start: Span | None, tokens: int | None, context: Context) -> Span | None:
+    if tokens == 0:
+        return start
+    return context.pace.after(start, tokens) if context.pace else None
+
+
+def _tokens(work: Work, epochs: int) -> int | None:
+    return None if work.unknown else work.tokens * epochs
 
 
 def tokens_of(job: Job, epochs: int) -> int | None:
@@ -70,11 +97,11 @@ def _view(
     context: Context,
     place: int | None,
     why: str,
-    eta_s: tuple[float | None, float | None],
+    start: Span | None,
+    end: Span | None,
     error: JobError | None,
 ) -> dict[str, Any]:
     meta = job.meta
-    started, ends = eta_s
     return {
         "id": job.id,
         "name": job.name,
@@ -99,15 +126,21 @@ def _view(
         "finished_at": meta.finished_at,
         "seconds": meta.seconds,
         "fraction": _fraction(job, context),
-        "eta_s": [round(started, 1), round(ends, 1)]
-        if started is not None and ends is not None
-        else None,
+        "eta_s": _rounded(start, end, 0),
+        "eta_p90_s": _rounded(start, end, 1),
         "why_waiting": why,
         "error": error_view(error),
         "val_before": meta.val_before,
         "val_after": meta.val_after,
         "parent_job": meta.parent_job,
     }
+
+
+def _rounded(start: Span | None, end: Span | None, which: int) -> list[float] | None:
+    """[it starts, it is done] in seconds from now; `which`: 0 for p50, 1 for p90."""
+    if start is None or end is None:
+        return None
+    return [round(start[which], 1), round(end[which], 1)]
 
 
 def _fraction(job: Job, context: Context) -> float | None:

@@ -85,7 +85,7 @@ def _training(sources: Sources, beat: Beat | None) -> dict[str, Any]:
     step = max(figures.global_step or 0, beat.global_step if beat and training.trainer else 0)
     saved = figures.saved_step
     known = figures.global_step is not None
-    estimate = eta.estimate(figures, sources.desk.waiting_work)
+    estimate = eta.estimate(figures, sources.desk.work, sources.settings.config.epochs)
     return {
         "state": decide.state_word(facts, phase, saving_matters=training.in_hand is None),
         "reason": reason(training, facts),
@@ -111,7 +111,8 @@ def _training(sources: Sources, beat: Beat | None) -> dict[str, Any]:
         "mfu": figures.mfu,
         "tokens_seen": figures.tokens_seen,
         "supervised_tokens_seen": figures.supervised_tokens_seen,
-        "eta_job_s": estimate.job_s,
+        "eta_job_s": estimate.job_s[0] if estimate.job_s else None,
+        "eta_job_p90_s": estimate.job_s[1] if estimate.job_s else None,
         "eta_queue_s": estimate.queue_s,
         "last_sample_at": figures.last_sample_at,
         "last_sample_age_s": (

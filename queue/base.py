@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -24,10 +25,12 @@ from trainer_tui.queue.job import (
     Job,
     JobError,
     Meta,
+    State,
     encode_meta,
     read_error,
 )
 from trainer_tui.queue.line import Work
+from trainer_tui.queue.waiting import QuietHours, first_startable
 from trainer_tui.safety import clock, durable
 from trainer_tui.safety.errors import NotFound, Refused, Stale
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS, Workspace
@@ -103,8 +106,7 @@ class QueueBase:
     def jobs(self) -> list[Job]:
         """All: processing, waiting in training order, then failed and completed, newest first."""
         with self._lock:
-            done = self.index.in_folder(FAILED) + self.index.in_folder(COMPLETED)
-            done.sort(key=lambda job: (job.meta.finished_at or "", job.id), reverse=True)
+            done = self._done(FAILED, COMPLETED)
             return [*self.processing(), *self.index.waiting(), *done]
 
     def waiting(self) -> list[Job]:
@@ -124,10 +126,33 @@ class QueueBase:
             self.get(job_id)
             return self.index.place(job_id)
 
-    def first_waiting(self, count: int) -> list[Job]:
-        """So many of the waiting, in training order."""
+    def page(self, state: State | None, offset: int, limit: int) -> tuple[list[Job], int]:
+        """A stretch of `jobs()`, or of those in one state, and how many there are in all. No list
+        of all jobs is made."""
         with self._lock:
-            return list(itertools.islice(self.index.waiting(), count))
+            processing = self.processing() if state in (None, "processing") else []
+            waits = state in (None, "waiting")
+            folders = {None: (FAILED, COMPLETED), "failed": (FAILED,), "completed": (COMPLETED,)}
+            done = self._done(*folders.get(state, ()))
+            waiting = self.index.waiting() if waits else iter(())
+            found = itertools.chain(processing, waiting, done)
+            total = len(processing) + len(done) + (self.counts()["waiting"] if waits else 0)
+            return list(itertools.islice(found, offset, offset + limit)), total
+
+    def find(self, job_id: int) -> Job | None:
+        """The job, or None when there is none."""
+        with self._lock:
+            return self.index.by_id.get(job_id)
+
+    def first_startable(self, now: datetime, quiet: QuietHours | None) -> Job | None:
+        """The waiting job that a claim would take now."""
+        with self._lock:
+            return first_startable(self.index.waiting(), now, quiet)
+
+    def _done(self, *folders: str) -> list[Job]:
+        """Newest first."""
+        jobs = [job for folder in folders for job in self.index.in_folder(folder)]
+        return sorted(jobs, key=lambda job: (job.meta.finished_at or "", job.id), reverse=True)
 
     def work(self) -> Work:
         """Of everything that waits."""

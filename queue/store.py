@@ -37,7 +37,7 @@ from trainer_tui.queue.moves import QueueMoves, check_priority
 from trainer_tui.queue.order import GAP
 from trainer_tui.queue.scan import Finding
 from trainer_tui.queue.upkeep import expired, reconcile
-from trainer_tui.queue.waiting import QuietHours, first_startable, parse_time
+from trainer_tui.queue.waiting import QuietHours, parse_time
 from trainer_tui.safety import durable
 from trainer_tui.safety.config import Retention
 from trainer_tui.safety.errors import NotFound, Refused
@@ -118,7 +118,7 @@ class Queue(QueueMoves):
     def claim_next(self, now: datetime, quiet: QuietHours | None = None) -> Job | None:
         """Move the next job that may start into `processing/`; its attempt is counted first."""
         with self._lock:
-            job = first_startable(self.index.waiting(), now, quiet)
+            job = self.first_startable(now, quiet)
             if job is None:
                 return None
             job = self.begin_attempt(job.id)

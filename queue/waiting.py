@@ -93,4 +93,6 @@ def first_startable(
     jobs: Iterable[Job], now: datetime, quiet: QuietHours | None = None
 ) -> Job | None:
     """The first of `jobs`, which come in training order, that may be claimed at `now`."""
+    if quiet is not None and quiet.holds_at(now.astimezone()):
+        return None
     return next((job for job in jobs if startable(job, now, quiet)), None)

@@ -20,6 +20,7 @@ from trainer_tui.daemon.decide import (
     Spawn,
 )
 from trainer_tui.daemon.figures import Figures
+from trainer_tui.queue.line import Work
 from trainer_tui.safety import crash
 from trainer_tui.safety.messages import Failed, NothingWaits, Pause, Resume, StepDone, Stop
 
@@ -138,13 +139,29 @@ def step(loss: float, tokens_per_s: float, index: int = 1) -> StepDone:
 
 def test_eta_is_work_over_speed_and_unknown_stays_unknown():
     figures = Figures()
-    assert eta.estimate(figures, [100]).queue_s is None
+    assert eta.estimate(figures, Work(100), 1).queue_s is None
     for index in range(1, 5):
         figures.step(step(1.0, 50.0, index))
-    found = eta.estimate(figures, [1000, 500])
-    assert found.job_s == 12.0  # six steps of two seconds
+    found = eta.estimate(figures, Work(1500), 1)
+    assert found.job_s == (12.0, 12.0)  # six steps of two seconds
     assert found.queue_s == [42.0, 42.0]  # 1500 tokens at 50/s more
-    assert eta.estimate(figures, [1000, None]).queue_s is None
+    assert eta.estimate(figures, Work(1500), 2).queue_s == [72.0, 72.0]
+    assert eta.estimate(figures, Work(1500, unknown=1), 1).queue_s is None
+
+
+def test_eta_counts_evaluations_and_commits_and_has_a_cautious_figure(monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr("trainer_tui.safety.clock.monotonic_s", lambda: now_s)
+    figures = Figures()
+    for index in range(1, 40):
+        now_s += 100.0 if index == 20 else 2.5  # a step of 2 s, and half a second for the rest
+        if index == 20:
+            figures.stand_still()  # a pause is no cost of training
+        figures.step(step(1.0, 40.0 if index % 5 == 0 else 50.0, index))
+    assert figures.overhead == pytest.approx(37 * 2.5 / (31 * 2 + 6 * 2.5))
+    found = eta.estimate(figures, Work(10_000), 1)
+    assert found.queue_s[0] == pytest.approx(figures.overhead * 10_000 / 50, abs=0.1)
+    assert found.queue_s[1] > found.queue_s[0] * 1.05
 
 
 def test_nan_is_no_figure():
