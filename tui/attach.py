@@ -31,7 +31,7 @@ def attach(workspace_root: Path, *, read_only: bool, socket: Path) -> int:
     from trainer_tui.tui.control import TrainerApp
     from trainer_tui.tui.remote import Remote
 
-    actor = f"the screen of {getpass.getuser()}"
+    actor = f"the screen of {_user()}"
     light = answer.wait()
     app = TrainerApp(
         Remote(socket, actor),
@@ -52,6 +52,13 @@ def attach(workspace_root: Path, *, read_only: bool, socket: Path) -> int:
         _write_seen(workspace, app.view)
     print(leaving_words(app.view))
     return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in a container
+        return str(os.getuid())
 
 
 def leaving_words(view: View) -> str:

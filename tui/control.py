@@ -39,7 +39,6 @@ from trainer_tui.tui.panels.meters import MetersRow
 from trainer_tui.tui.panels.queue import QueuePanel
 from trainer_tui.tui.panels.statusline import StatusLine
 from trainer_tui.tui.panels.versions import VersionsPanel
-from trainer_tui.tui.picture import save_picture
 from trainer_tui.tui.remote import Backend
 from trainer_tui.tui.stage import Stage
 from trainer_tui.tui.thrift import ThriftyUpdate
@@ -365,9 +364,6 @@ class TrainerApp(Stage):
         self.palette = "light" if self.palette == "dark" else "dark"
         for widget in self.root.query(Canvas):
             widget.repaint()
-
-    def save_picture(self) -> Path:
-        return save_picture(self, self.pictures_folder)
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
         if type(renderable) is ChopsUpdate:

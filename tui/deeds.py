@@ -382,10 +382,6 @@ async def repaint(app: TrainerApp) -> None:
     app.repaint_everything()
 
 
-async def picture(app: TrainerApp) -> None:
-    app.say(f"{app.glyphs.check} saved {app.save_picture()}", "good")
-
-
 async def theme(app: TrainerApp) -> None:
     app.toggle_theme()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.findings import Finding
@@ -45,6 +47,29 @@ async def show_incidents(app: TrainerApp) -> None:
         lines += ["".join(text for text, _ in row.spans) for row in rows]
         lines += ["", "─" * PAGE_CELLS]
     await app.show_page("Incidents", lines[:-2] or ["Nothing has gone wrong here."])
+
+
+async def picture(app: TrainerApp) -> None:
+    from trainer_tui.tui.picture import svg
+
+    await _save(app, svg(app), "trainer-tui")
+
+
+async def chart_picture(app: TrainerApp) -> None:
+    from trainer_tui.tui.picture import chart_svg
+
+    await _save(app, chart_svg(app), "trainer-tui-loss")
+
+
+async def _save(app: TrainerApp, text: str, name: str) -> None:
+    from trainer_tui.tui.picture import save_picture
+
+    try:
+        files, missing = await asyncio.to_thread(save_picture, text, app.pictures_folder, name)
+    except OSError as problem:
+        raise Refused(f"{app.pictures_folder}: {problem.strerror}") from None
+    names = " and ".join(str(file) for file in files)
+    app.say(f"{app.glyphs.check} saved {names}" + (f" · {missing}" if missing else ""), "good")
 
 
 async def show_disk(app: TrainerApp) -> None:

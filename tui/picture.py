@@ -1,4 +1,8 @@
-"""The screen as an SVG file, as it stands: for reports, for the README."""
+"""The screen or its chart as a picture, as it stands: for reports, for the README.
+
+SVG needs nothing else. PNG is made from it by cairosvg, which is an optional dependency
+(`pip install 'trainer-tui[png]'`): without it the SVG is there and the reply says what is missing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.terminal_theme import TerminalTheme
+
+from trainer_tui.tui.ink import Row, style_of
 
 if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
@@ -18,26 +25,81 @@ _ANSI = [
 ]  # fmt: skip
 NIGHT = TerminalTheme((22, 26, 34), (213, 218, 227), _ANSI, _ANSI)
 DAY = TerminalTheme((253, 253, 251), (38, 43, 52), _ANSI, _ANSI)
+TITLE = "trainer-tui"
+PNG_SCALE = 1.5
+# cairosvg fetches no font and knows no `textLength`: the cells of a run are made as wide as Rich
+# assumes (0.61 of 20 px) by the size of a font that is 0.602 as wide as high.
+_FONT = (
+    ("font-family: Fira Code, monospace", "font-family: monospace"),
+    ("font-size: 20px", "font-size: 20.27px"),
+)
+
+
+def _console(width: int, height: int) -> Console:
+    return Console(
+        width=width, height=height, file=io.StringIO(), force_terminal=True,
+        color_system="truecolor", record=True, legacy_windows=False, safe_box=False,
+    )  # fmt: skip
 
 
 def svg(app: TrainerApp) -> str:
     """What the terminal shows now, as SVG text."""
-    width, height = app.size
-    console = Console(
-        width=width, height=height, file=io.StringIO(), force_terminal=True,
-        color_system="truecolor", record=True, legacy_windows=False, safe_box=False,
-    )  # fmt: skip
+    console = _console(*app.size)
     console.print(
         app.screen._compositor.render_update(full=True, screen_stack=app._background_screens)
     )
-    title = "trainer-tui"
-    return console.export_svg(title=title, theme=DAY if app.palette == "light" else NIGHT)
+    return console.export_svg(title=TITLE, theme=_theme(app))
 
 
-def save_picture(app: TrainerApp, folder: Path) -> Path:
-    """Write `trainer-tui-<n>.svg` into `folder`, never over an older one."""
+def chart_svg(app: TrainerApp) -> str:
+    """The loss panel alone, as SVG text."""
+    width, height = app.loss.size
+    console = _console(max(width, 20), max(height, 4))
+    for row in app.loss.draw(max(width, 20), max(height, 4)):
+        console.print(_Cells(row, app.palette), end="\n", no_wrap=True, overflow="crop")
+    return console.export_svg(title=TITLE, theme=_theme(app))
+
+
+class _Cells:
+    """A row as Rich prints it."""
+
+    def __init__(self, row: Row, palette: str) -> None:
+        self._segments = [Segment(text, style_of(role, palette)) for text, role in row]
+
+    def __rich_console__(self, console: object, options: object) -> list[Segment]:
+        return self._segments
+
+
+def _theme(app: TrainerApp) -> TerminalTheme:
+    return DAY if app.palette == "light" else NIGHT
+
+
+def save_picture(text: str, folder: Path, name: str = "trainer-tui") -> tuple[list[Path], str]:
+    """Write `<name>-<n>.svg` into `folder`, and the PNG beside it when it can be made.
+
+    Returns:
+        (the files written, why there is no PNG or "").
+    """
     number = 1
-    while (path := folder / f"trainer-tui-{number}.svg").exists():
+    while (path := folder / f"{name}-{number}.svg").exists():
         number += 1
-    path.write_text(svg(app), encoding="utf-8")
-    return path
+    path.write_text(text, encoding="utf-8")
+    try:
+        data = png(text)
+    except ImportError:
+        return [path], "for PNG: pip install 'trainer-tui[png]'"
+    except OSError as problem:  # cairosvg is there, the cairo library is not
+        return [path], f"no PNG: {str(problem).splitlines()[0]}"
+    picture = path.with_suffix(".png")
+    picture.write_bytes(data)
+    return [path, picture], ""
+
+
+def png(text: str) -> bytes:
+    """SVG text as a PNG. Raises ImportError, OSError: what it needs is not installed."""
+    import cairosvg
+
+    for old, new in _FONT:
+        text = text.replace(old, new)
+    made: bytes = cairosvg.svg2png(bytestring=text.encode(), scale=PNG_SCALE)
+    return made

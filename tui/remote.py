@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+from urllib.parse import urlencode
 
-import httpx
 import msgspec
-from httpx_sse import EventSource
 
 from trainer_tui.safety.errors import NoDaemon, Refused
+from trainer_tui.tui import wire
 
 TIMEOUT_S = 120.0  # an effect may need a checkpoint first; the reply comes after it
-CONNECT_S = 3.0
 SILENCE_S = 40.0
 BACKOFF_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
@@ -71,74 +69,58 @@ class Remote:
     def __init__(self, socket: Path, actor: str = "screen") -> None:
         self._socket = socket
         self._actor = actor
-        self._client: httpx.AsyncClient | None = None
-        self._folder_fd: int | None = None
-
-    def _open(self) -> httpx.AsyncClient:
-        if self._client is None:
-            try:
-                self._folder_fd = os.open(
-                    self._socket.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                )
-            except OSError as problem:
-                raise NoDaemon(f"{self._socket.parent}: {problem.strerror}") from None
-            # The name stays good as long as the folder is open: see safety/unix_socket.py.
-            name = f"/proc/self/fd/{self._folder_fd}/{self._socket.name}"
-            self._client = httpx.AsyncClient(
-                transport=httpx.AsyncHTTPTransport(uds=name),
-                base_url="http://daemon",
-                timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_S),
-                trust_env=False,
-            )
-        return self._client
 
     async def get(self, path: str, params: Mapping[str, object] | None = None) -> bytes:
         wanted = {k: str(v) for k, v in (params or {}).items() if v is not None}
-        return await self._ask("GET", path, params=wanted)
+        return await self._ask("GET", f"{path}?{urlencode(wanted)}" if wanted else path)
 
     async def send(self, method: str, path: str, body: object = None) -> bytes:
         content = msgspec.json.encode(body if body is not None else {})
-        headers = {"Content-Type": "application/json", "X-Actor": self._actor}
-        return await self._ask(method, path, content=content, headers=headers)
+        return await self._ask(method, path, content)
 
-    async def _ask(self, method: str, path: str, **more: Any) -> bytes:
+    async def _ask(self, method: str, target: str, content: bytes = b"") -> bytes:
+        headers = {"content-type": "application/json", "x-actor": self._actor} if content else {}
         try:
-            reply = await self._open().request(method, path, **more)
-        except httpx.TimeoutException:
-            raise NoDaemon(f"no answer to {method} {path} in {TIMEOUT_S:.0f} s") from None
-        except httpx.HTTPError as problem:
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                wire.exchange(self._socket, method, target, headers, content) as answer,
+            ):
+                found = await answer.body()
+        except TimeoutError:
+            raise NoDaemon(f"no answer to {method} {target} in {TIMEOUT_S:.0f} s") from None
+        except wire.Broken as problem:
             raise NoDaemon(f"the daemon does not answer: {problem}") from None
-        if reply.is_success:
-            return reply.content
-        raise declined(reply.status_code, reply.content)
+        if answer.status < 300:
+            return found
+        raise declined(answer.status, found)
 
     async def events(self, last_id: str | None) -> AsyncIterator[Event]:
-        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        headers = {"accept": "text/event-stream", "cache-control": "no-store"}
         if last_id is not None:
-            headers["Last-Event-ID"] = last_id
-        timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
+            headers["last-event-id"] = last_id
         try:
-            async with self._open().stream(
-                "GET", "/v1/events", headers=headers, timeout=timeout
-            ) as reply:
-                if not reply.is_success:
-                    raise declined(reply.status_code, await reply.aread())
-                async for item in EventSource(reply).aiter_sse():
-                    yield Event(item.id, item.event, item.data.encode())
-        except httpx.TimeoutException:
+            async with wire.exchange(self._socket, "GET", "/v1/events", headers) as answer:
+                if answer.status >= 300:
+                    raise declined(answer.status, await answer.body())
+                async for item in wire.server_sent(_alive(answer.pieces())):
+                    yield Event(item["id"], item["event"], item["data"].encode())
+        except TimeoutError:
             raise NoDaemon(f"no sign of life for {SILENCE_S:.0f} s") from None
-        except httpx.HTTPError as problem:
-            raise NoDaemon(str(problem) or "the connection broke") from None
+        except wire.Broken as problem:
+            raise NoDaemon(str(problem)) from None
         raise NoDaemon("the daemon closed the connection")
 
     async def close(self) -> None:
-        if self._client is not None:
-            with contextlib.suppress(httpx.HTTPError):
-                await self._client.aclose()
-            self._client = None
-        if self._folder_fd is not None:
-            os.close(self._folder_fd)
-            self._folder_fd = None
+        """Nothing is kept open between requests."""
+
+
+async def _alive(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same pieces. Raises TimeoutError when none came for `SILENCE_S`."""
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(pieces), SILENCE_S)
+        except StopAsyncIteration:
+            return
 
 
 def declined(status: int, content: bytes) -> Declined:

@@ -9,9 +9,11 @@ from trainer_tui.safety.text import printable
 from trainer_tui.tui.findings import Finding
 from trainer_tui.tui.glyphs import Glyphs
 from trainer_tui.tui.ink import Line, Row
+from trainer_tui.tui.panels.facts import wrapped
 from trainer_tui.tui.view import View
 
 # What a key mends, by the finding's subject.
+NO_MODEL = "base_model"  # the daemon's reason names the setting
 FIXES = {"model": ("b", "choose the model")}
 
 
@@ -19,8 +21,9 @@ def nothing_trained(view: View, width: int, height: int, glyphs: Glyphs) -> list
     """In place of the chart."""
     reason = view.training.reason or ""
     lines = [Line().add("  No step has been trained yet.", "strong")]
-    if reason:
-        lines.append(Line().add(f"  {printable(reason, 300)}", "warn"))
+    lines += wrapped(reason, width - 2, "warn", "  ") if reason else []
+    if NO_MODEL in reason:
+        lines.append(Line().add("  b", "key").add(" choose the model", "dim"))
     if view.is_new:
         lines += _findings(view, height - len(lines), glyphs)
     elif not reason:
@@ -33,7 +36,8 @@ def nothing_trained(view: View, width: int, height: int, glyphs: Glyphs) -> list
 def _findings(view: View, room: int, glyphs: Glyphs) -> list[Line]:
     if view.findings is None:
         return [Line().add(f"  {glyphs.ellipsis} looking at this machine", "dim")]
-    bad = [finding for finding in view.findings if finding.level != "ok"]
+    told = {"model"} if NO_MODEL in (view.training.reason or "") else set()
+    bad = [item for item in view.findings if item.level != "ok" and item.subject not in told]
     good = [finding for finding in view.findings if finding.level == "ok"]
     lines: list[Line] = []
     for finding in bad:

@@ -260,7 +260,9 @@ class LossPanel(FramedPanel):
         self._drawn: tuple[object, ...] | None = None
         self._chart: list[Row] = []
 
-    def corner(self, width: int) -> Line:
+    def corner(self, width: int) -> Line | None:
+        if not self.screen_app.view.curves.get("loss"):
+            return None
         line = Line().add(f"train {self.glyphs.train_key}", "train")
         line.add(f"  val {self.glyphs.val_key}", "val")
         if self.look.compare is not None:

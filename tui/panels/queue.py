@@ -197,7 +197,7 @@ class QueuePanel(ListPanel):
         failed = view.status.queue.failed if view.status else 0
         if failed:
             line.add(f" {self.glyphs.middle} {failed} failed", "bad")
-        if width >= 70 and not self.screen_app.read_only:
+        if width >= 70 and waiting > 1 and not self.screen_app.read_only:
             line.add(f" {self.glyphs.middle} drag {self.glyphs.grip} or ", "dim").add("J/K", "key")
             line.add(f" {self.glyphs.middle} undo ", "dim").add("u", "key")
         return line

@@ -47,7 +47,7 @@ def rows(view: View, now_s: float, rate_bytes: float, width: int, glyphs: Glyphs
         case _ as never:
             assert_never(never)
     status = view.status
-    if status is not None and status.training.reason:
+    if status is not None and status.training.reason and not view.is_new:
         line.add(f"{dot}{printable(status.training.reason, 120)}", "warn")
     if status is not None and status.config.problem:
         line.add(f"{dot}config: {printable(str(status.config.problem), 120)}", "bad")
