@@ -116,13 +116,13 @@ def compile_blocks(
     Args:
         backend: a name `torch.compile` knows.
         join: run narrow linear layers of one input as one product.
-        fuse: use the fused attention operator where the model allows it (`fast_qkv.py`); it is
-            proven equal to the model's own forward, and to isolate documents, before it is used.
+        fuse: use the fused operators where the model allows it (`fast_qkv.py`, `fast_mlp.py`);
+            they are proven equal to the model's own forward, and to isolate documents, first.
         memory_budget: share of the activations that may be kept for the backward pass, 0..1.
             At 0.9 cheap pointwise results are computed again instead, about a fifth of the
             memory; below about 0.7 attention is computed twice.
 
-    Returns how many blocks got the fused operator.
+    Returns how many modules got a fused operator.
 
     Raises:
         AttentionRefused: the attached attention backend cannot be compiled, or a proof failed.

@@ -29,6 +29,7 @@ from trainer_tui.engine.attention import (
     sample_batch,
 )
 from trainer_tui.engine.fast_blocks import decoder_blocks
+from trainer_tui.engine.fast_mlp import fuse_mlp
 from trainer_tui.engine.fast_packed_launch import TILES, Packed
 
 FUSABLE = {"Qwen3Attention"}
@@ -196,10 +197,10 @@ def _fusable(module: nn.Module) -> bool:
 
 
 def fuse_attention(model: nn.Module) -> int:
-    """Give every attention module that allows it the fused forward; returns how many did.
+    """Give every block's attention and feed-forward the fused forward where they allow it.
 
-    `compile_blocks` calls it. With parameters in float32 (autocast) or another backend nothing
-    is changed.
+    Returns how many modules changed. `compile_blocks` calls it. With parameters in float32
+    (autocast) or another attention backend nothing is changed.
     """
     if attached_backend(model).name != "triton":
         return 0
@@ -209,6 +210,9 @@ def fuse_attention(model: nn.Module) -> int:
         if module is not None and _fusable(module):
             module.forward = MethodType(_fused_forward, module)
             changed += 1
+        mlp = getattr(block, "mlp", None)
+        if mlp is not None:
+            changed += fuse_mlp(mlp)
     return changed
 
 
@@ -225,7 +229,7 @@ def prove_fused(model: nn.Module, tolerance: float = 3e-2) -> None:
     """
     batch = sample_batch(model)
     ours = hidden_states(model, batch).float()
-    modules: list[Any] = [block.self_attn for block in decoder_blocks(model)]
+    modules: list[Any] = [m for block in decoder_blocks(model) for m in block.children()]
     fused = [module for module in modules if "forward" in vars(module)]
     kept = [vars(module).pop("forward") for module in fused]
     theirs = hidden_states(model, batch).float()
