@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -211,20 +211,36 @@ class Desk:
             self._errors[key] = self._queue.error(job)
         return self._errors[key]
 
-    async def listing(self, state: State | None, limit: int, offset: int) -> list[bytes]:
-        """`GET /v1/jobs`, as pieces of JSON: a hundred thousand jobs never exist as objects."""
-        context = self.context()
+    async def listing(
+        self, state: State | None, limit: int, offset: int
+    ) -> tuple[int, AsyncIterator[bytes]]:
+        """`GET /v1/jobs`: how many jobs are listed, and its JSON in pieces, each made when the one
+        before is sent: a hundred thousand jobs are never in memory twice."""
+        context, queue = self.context(), self._queue
 
-        def read() -> list[bytes]:
-            jobs, total = self._queue.page(state, offset, limit)
-            shown = job_view.views(jobs, self._standing_in(jobs), context, self._error_of)
-            revision = self._queue.revision
-            pieces = [b'{"revision":%d,"total":%d,"jobs":[' % (revision, total)]
-            while some := b",".join(map(encode, itertools.islice(shown, PIECE_JOBS))):
-                pieces += [some] if len(pieces) == 1 else [b"," + some]
-            return [*pieces, b"]}"]
+        def read() -> tuple[bytes, list[Job], Standing | None]:
+            revision = queue.revision
+            jobs, total = queue.page(state, offset, limit)
+            head = b'{"revision":%d,"total":%d,"jobs":[' % (revision, total)
+            return head, jobs, self._standing_in(jobs)
 
-        return await asyncio.to_thread(read)
+        head, jobs, standing = await asyncio.to_thread(read)
+        shown = job_view.views(jobs, standing, context, self._error_of)
+
+        def piece() -> bytes:
+            return b",".join(map(encode, itertools.islice(shown, PIECE_JOBS)))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield head
+            some = await asyncio.to_thread(piece)
+            while some:
+                yield some
+                some = await asyncio.to_thread(piece)
+                if some:
+                    yield b","
+            yield b"]}"
+
+        return len(jobs), pieces()
 
     async def view(self, job_id: int) -> dict[str, Any]:
         """One job. Raises NotFound."""
