@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -152,8 +153,9 @@ def table(results: dict[str, Result]) -> list[str]:
             continue
         speed = result.tokens_per_s_median
         share = peak_share(result.flops_per_step / result.ms_per_step_median * 1e3, result.device)
+        broken = next((n for n, x in enumerate(result.losses, 1) if not math.isfinite(x)), None)
         cells = [
-            result.name,
+            result.name + (f" (loss not finite from step {broken})" if broken else ""),
             f"{speed:,.0f}",
             f"{result.ms_per_step_median:.1f}",
             f"{result.peak_gb:.1f}" if result.peak_gb else "",
