@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import signal
 from typing import Any
 
 import msgspec
 
-from trainer_tui.daemon import after_end
+from trainer_tui.daemon import after_end, memory_wait
 from trainer_tui.daemon.after_end import End, Record, Verdict
 from trainer_tui.daemon.desk import Desk
+from trainer_tui.daemon.memory_wait import Need
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
@@ -40,10 +42,12 @@ class Aftermath:
         self.restarts = 0
         self.last: Verdict | None = None
         self.back_off_until_s = 0.0
+        self.memory_need: Need | None = None
 
     def begin_anew(self) -> None:
         """Something was committed, or a person said go on: what was before counts no more."""
         self._record, self.back_off_until_s = Record(), 0.0
+        self.memory_need = None
 
     async def crashed(self, trainer: Trainer, end: End, failed: messages.Failed | None) -> Verdict:
         """Judge, tell, keep the evidence, and do what it means for the job in hand."""
@@ -56,6 +60,9 @@ class Aftermath:
         )
         self.last = verdict
         self.back_off_until_s = clock.monotonic_s() + verdict.wait_s
+        self.memory_need = memory_wait.need_after(
+            finding, trainer.peak_bytes, trainer.foreign_gpu_bytes, _memory_total_bytes()
+        )
         self._teller.say(
             "error",
             "trainer",
@@ -95,6 +102,7 @@ class Aftermath:
             oom_kills=crash.oom_kill_count() - trainer.oom_kills_before,
             fault_text=trainer.last_words(),
             disk_free_bytes=shutil.disk_usage(self._workspace.root).free,
+            foreign_gpu_bytes=trainer.foreign_gpu_bytes,
         )
 
     async def _keep_incident(
@@ -142,3 +150,7 @@ class Aftermath:
                 self._teller.say("warning", "trainer", f"{len(left)} left-over processes ended")
                 return
             await asyncio.sleep(0.1)
+
+
+def _memory_total_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

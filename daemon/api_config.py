@@ -105,6 +105,8 @@ def _when_text(house: House, key: str) -> str:
             return f"{key} is edited and waits: trainer-tui config approve {key}"
         case "next_file":
             return f"{key} is edited and acts from the next file on"
+        case "new_lineage":
+            return f"{key} is edited and acts where a new lineage begins without optimizer"
         case "restart":
             return f"{key} is edited and acts when the daemon starts again"
         case "live":

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from trainer_tui.daemon import neighbour, status
+from trainer_tui.daemon import memory_wait, neighbour, status
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.figures import points
 from trainer_tui.daemon.history import History
@@ -23,7 +23,7 @@ from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.status import Sources
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
-from trainer_tui.safety import checkpoints, clock, config, durable, heartbeat
+from trainer_tui.safety import checkpoints, clock, config, durable, heartbeat, processes
 from trainer_tui.safety.heartbeat import Beat
 from trainer_tui.safety.locks import Lock
 from trainer_tui.safety.meters import Machine, Meters
@@ -96,6 +96,7 @@ class Rounds:
             self._machine = look.machine
             self._record_machine(look.machine)
             self._mind_the_gpu(look.machine, look.foreign_bytes)
+            self._mind_memory(look.machine, look.foreign_bytes)
         if look.lock_lost:
             log.critical("the lock file was taken from under this daemon: it ends")
             self._end(3)
@@ -112,9 +113,13 @@ class Rounds:
         trainer = self._training.trainer
         machine = self._meters.sample() if self._due("meters", METERS_EVERY_S) else None
         foreign = None
-        if machine is not None and self._settings.config.gpu.foreign_memory_gb:
+        if machine is not None and machine.gpus:
             ours = frozenset({trainer.pid}) if trainer else frozenset()
             foreign = self._meters.foreign_gpu_bytes(ours)
+        if machine is not None and trainer is not None and trainer.identity is not None:
+            now_bytes = processes.resident_bytes(trainer.identity)
+            trainer.peak_bytes = max(trainer.peak_bytes, now_bytes)
+            trainer.foreign_gpu_bytes = foreign
         return Look(
             machine=machine,
             foreign_bytes=foreign,
@@ -191,6 +196,20 @@ class Rounds:
             more = f"; waiting: {', '.join(waiting)}" if waiting else ""
             self._teller.say("info", "config", f"config.toml was read again{more}")
         self._training.settings_changed()
+
+    def _mind_memory(self, machine: Machine, foreign_bytes: int | None) -> None:
+        """After an end for want of memory: wait until there is as much as it had."""
+        holds, kind = self._training.holds, memory_wait.KIND
+        before = holds.get(kind, "")
+        now = memory_wait.hold(self._training.aftermath.memory_need, machine, foreign_bytes)
+        if now:
+            holds[kind] = now
+        else:
+            holds.pop(kind, None)
+        if bool(now) != bool(before):
+            text = f"training waits: {now}" if now else "there is memory again: training goes on"
+            self._teller.say("warning" if now else "info", kind, text)
+            self._training.poke()
 
     def _mind_the_gpu(self, machine: Machine, foreign_bytes: int | None) -> None:
         """Too hot or too crowded: stand still. Lost or back: say so."""

@@ -2,8 +2,9 @@
 
 Invariant: a broken edit never takes effect (the last good one stays, and why is said); a key that
 decides what the model is (`APPROVAL_KEYS`) changes only by an approval, recorded in
-`state/approvals.json` with its old and new value. A trainer's settings are frozen at its start;
-only live keys reach it while it runs.
+`state/approvals.json` with its old and new value; one that the optimizer's state depends on
+(`LINEAGE_KEYS`) only where training begins without any. A trainer's settings are frozen at its
+start; only live keys reach it while it runs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from trainer_tui.safety import clock, config, config_edit, durable
+from trainer_tui.safety import checkpoints, clock, config, config_edit, durable, manifest
 from trainer_tui.safety.config import Config
-from trainer_tui.safety.errors import ConfigProblem, NotFound, Refused
+from trainer_tui.safety.errors import ConfigProblem, Corrupt, NotFound, Refused
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("daemon")
-When = Literal["live", "next_file", "needs_approval", "restart"]
+When = Literal["live", "next_file", "needs_approval", "new_lineage", "restart"]
+KEPT_KEYS = config.APPROVAL_KEYS | config.LINEAGE_KEYS
+NEXT_TRAINER = ("next_file", "needs_approval", "new_lineage")  # once nothing else is in the way
 RESTART_SECTIONS = frozenset({"api"})
 
 
@@ -126,13 +129,15 @@ class Settings:
 
     def _load_approvals(self) -> None:
         try:
-            self.approvals = msgspec.json.decode(self._approvals_file.read_bytes(), type=Approvals)
+            found = msgspec.json.decode(self._approvals_file.read_bytes(), type=Approvals)
+            missing = {key: _value(self.config, key) for key in KEPT_KEYS - set(found.values)}
+            self.approvals = Approvals({**found.values, **missing}, found.log)
         except FileNotFoundError:
-            values = {key: _value(self.config, key) for key in sorted(config.APPROVAL_KEYS)}
+            values = {key: _value(self.config, key) for key in sorted(KEPT_KEYS)}
             self._save_approvals(Approvals(values))
         except msgspec.MsgspecError as problem:
             log.error("approvals.json is damaged (%s): the values of now are taken", problem)
-            values = {key: _value(self.config, key) for key in sorted(config.APPROVAL_KEYS)}
+            values = {key: _value(self.config, key) for key in sorted(KEPT_KEYS)}
             self._save_approvals(Approvals(values))
 
     def _save_approvals(self, approvals: Approvals) -> None:
@@ -146,6 +151,9 @@ class Settings:
             NotFound: it is no guarded key.
             Refused: it has not been edited.
         """
+        if key in config.LINEAGE_KEYS:
+            hint = "trainer-tui versions restore vNNN --weights-only begins one"
+            raise Refused(f"{key} acts only where a new lineage begins without optimizer", hint)
         if key not in config.APPROVAL_KEYS:
             raise NotFound(f"{key} needs no approval", ", ".join(sorted(config.APPROVAL_KEYS)))
         old, new = self.approvals.values.get(key), _value(self.config, key)
@@ -164,8 +172,28 @@ class Settings:
         """The settings of the trainer that starts now."""
         if await asyncio.to_thread(self.changed_on_disk):
             await asyncio.to_thread(self.reload)
+        await asyncio.to_thread(self._begin_lineage)
         self.frozen = self.in_force()
         return self.frozen
+
+    def _begin_lineage(self) -> None:
+        """Where the next trainer takes no optimizer over, its keys are as the file says."""
+        edited = {key: _value(self.config, key) for key in sorted(config.LINEAGE_KEYS)}
+        kept = {key: self.approvals.values.get(key) for key in edited}
+        if edited == kept or not self._without_optimizer():
+            return
+        now = clock.now_iso()
+        changed = [key for key in edited if edited[key] != kept[key]]
+        log = [Approval(key, kept[key], edited[key], "a new lineage", now) for key in changed]
+        values = {**self.approvals.values, **edited}
+        self._save_approvals(Approvals(values, [*self.approvals.log, *log]))
+
+    def _without_optimizer(self) -> bool:
+        folders = checkpoints.list_folders(self._workspace.current_model)
+        try:
+            return not folders or manifest.read(folders[0]).weights_only
+        except Corrupt:
+            return False  # the trainer finds one that is whole, with its optimizer
 
     # --- edits -----------------------------------------------------------------------------------
 
@@ -175,13 +203,13 @@ class Settings:
         found = []
         for key in _flat_keys():
             edited = _value(self.config, key)
-            if key in config.APPROVAL_KEYS:
+            if key in KEPT_KEYS:
                 now = self.approvals.values.get(key)
                 if now != edited:
-                    found.append(Pending(key, now, edited, "needs_approval"))
+                    found.append(Pending(key, now, edited, _when(key)))
                     continue
             now = _value(base, key)
-            if now != edited and _when(key) in ("next_file", "needs_approval"):
+            if now != edited and _when(key) in NEXT_TRAINER:
                 found.append(Pending(key, now, edited, "next_file"))
         return found
 
@@ -195,7 +223,7 @@ class Settings:
             outdated = any(
                 _value(self.frozen, key) != _value(wanted, key)
                 for key in _flat_keys()
-                if _when(key) in ("next_file", "needs_approval")
+                if _when(key) in NEXT_TRAINER
             )
             self._compared = asked, outdated
         return self._compared[1]
@@ -235,4 +263,6 @@ def _when(key: str) -> When:
         return "live"
     if key in config.APPROVAL_KEYS:
         return "needs_approval"
+    if key in config.LINEAGE_KEYS:
+        return "new_lineage"
     return "restart" if section in RESTART_SECTIONS else "next_file"

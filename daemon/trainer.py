@@ -51,6 +51,8 @@ class Trainer:
         self.heartbeat = Path(spec.heartbeat)
         self.started_at_s = clock.monotonic_s()
         self.ended_by_us = ""  # "hang" once the hang monitor has given it up
+        self.peak_bytes = 0  # of physical memory, as the rounds saw it
+        self.foreign_gpu_bytes: int | None = None  # what others held of the GPU, seen last
         self.oom_kills_before = crash.oom_kill_count()
         self._output = output
         self._output_before = output.stat().st_size if output.exists() else 0

@@ -7,7 +7,9 @@ the staging folder and is raised; nothing is retried here (a failed fsync is fin
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +81,7 @@ def write_checkpoint(place: Place, request: WriteRequest, progress: Progress) ->
     if committed is not None:  # by a writer that died before it could say so
         durable.sync_directory(place.current_model)
         return Written(final.name, 0, clock.monotonic_s() - started_s, committed.ledger)
+    _check_room(place.current_model, request)
     staging = durable.staging_name(final)
     written = _Count(progress)
     durable.make_directory(staging)
@@ -94,6 +97,21 @@ def write_checkpoint(place: Place, request: WriteRequest, progress: Progress) ->
         shutil.rmtree(staging, ignore_errors=True)  # nobody reads it; the next sweep would too
         raise
     return Written(final.name, written.total, clock.monotonic_s() - started_s, head)
+
+
+def _check_room(current_model: Path, request: WriteRequest) -> None:
+    """Before the first byte: half a checkpoint would take the last room from everyone else.
+
+    Raises:
+        OSError: ENOSPC, with the numbers.
+    """
+    wanted = sum(image.bytes for image in request.images)
+    wanted += sum(len(small.data) for small in request.small)
+    found = os.statvfs(current_model)
+    free = found.f_bavail * found.f_frsize
+    if free < wanted:
+        text = f"the checkpoint needs {wanted / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
+        raise OSError(errno.ENOSPC, text)
 
 
 def _final_name(current_model: Path, wanted: Manifest) -> tuple[Path, Manifest | None]:

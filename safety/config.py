@@ -215,6 +215,8 @@ LIVE_SECTIONS = frozenset(
     {"retention", "versioning", "disk", "gpu", "notify", "screen", "supervision", "intake"}
 )
 APPROVAL_KEYS = frozenset({"max_length", "model_name", "base_model"})
+# What the optimizer state of a checkpoint is made for: changes only where none is taken over.
+LINEAGE_KEYS = frozenset({"precision"})
 
 
 def load(path: Path) -> Config:

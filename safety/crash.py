@@ -58,6 +58,7 @@ class Evidence:
         fault_text: the end of the trainer's stderr.
         disk_free_bytes: of the workspace's filesystem.
         gpu_problem: NVML's complaint now, or an Xid; empty when the GPU answers.
+        foreign_gpu_bytes: what other processes held of the GPU's memory; None: not known.
     """
 
     exit_code: int | None
@@ -67,6 +68,7 @@ class Evidence:
     fault_text: str = ""
     disk_free_bytes: int | None = None
     gpu_problem: str = ""
+    foreign_gpu_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Finding:
 
 
 DISK_FULL_BYTES = 64 << 20
+CROWDED_BYTES = 1 << 30  # of others on the GPU: then out of memory is their doing, too
 
 # What a trainer calls the reason for refusing a file, where that is no class of its own.
 _REFUSALS: dict[str, CrashClass] = {
@@ -145,6 +148,10 @@ def classify(evidence: Evidence) -> Finding:
     """The first rung of the ladder that holds decides."""
     found, text = _ladder(evidence)
     action, suggestion = _ACTIONS[found]
+    foreign = evidence.foreign_gpu_bytes or 0
+    if found is CrashClass.CUDA_OOM and foreign >= CROWDED_BYTES:
+        action = Action.WAIT_FOR_MEMORY
+        suggestion = f"others hold {foreign / 1e9:.1f} GB of the GPU; training waits for them"
     return Finding(found, action, text, suggestion, permanent=found is CrashClass.DATA_ERROR)
 
 

@@ -57,6 +57,15 @@ def children(process: ProcessId) -> list[ProcessId]:
     return [child for child in found if child is not None]
 
 
+def resident_bytes(process: ProcessId) -> int:
+    """Physical memory it has now; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{process.pid}/statm").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def alive(process: ProcessId) -> bool:
     state = state_of(process)
     return state is not None and state not in "ZX"

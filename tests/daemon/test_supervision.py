@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from daemon_harness import STUB, SUPPORT, plant, set_stub, wait_for
+from daemon_harness import STUB, SUPPORT, chat_rows, plant, set_stub, wait_for
 
-from trainer_tui.daemon import neighbour
-from trainer_tui.safety import locks, processes
+from trainer_tui.daemon import memory_wait, neighbour
+from trainer_tui.safety import crash, locks, processes
 from trainer_tui.safety.config import Gpu as Limits
+from trainer_tui.safety.crash import Evidence
 from trainer_tui.safety.meters import Gpu, Machine
 
 IMPATIENT = (
@@ -89,6 +91,24 @@ def test_training_waits_for_room_on_the_disk_and_goes_on_by_itself(serve):
     assert daemon.get("/v1/disk")["holding"] == ""
 
 
+def test_precision_waits_for_a_lineage_without_optimizer(serve):
+    daemon = serve(steps=2)
+    plant(daemon.workspace, "a.jsonl")
+    daemon.start()
+    daemon.until_job("a.jsonl", "completed")
+    answer = daemon.call("PATCH", "/v1/config", {"values": {"precision": "fp32"}})
+    assert answer.status == 200 and "new lineage" in answer.json["text"]
+    [pending] = daemon.status()["config"]["pending"]
+    assert (pending["key"], pending["when"]) == ("precision", "new_lineage")
+    assert daemon.call("PATCH", "/v1/config", {"approve": ["precision"]}).status == 409
+    daemon.post("/v1/versions", {"description": "all"})
+    daemon.post("/v1/versions/1/restore", {"weights_only": True})
+    (daemon.workspace.inbox / "b.jsonl").write_bytes(chat_rows(3, "b"))
+    daemon.until_job("b.jsonl", "completed")
+    assert daemon.status()["config"]["pending"] == []
+    assert daemon.get("/v1/config")["approved"]["precision"] == "fp32"
+
+
 def test_an_edit_for_the_next_file_waits_for_it(serve):
     daemon = training_daemon(serve, "learning_rate = 0.5\n", steps=150)
     trainer = daemon.training()["trainer_pid"]
@@ -159,6 +179,48 @@ def test_memory_of_others_pauses_and_resumes_with_hysteresis():
     assert neighbour.hold(machine(50), limits, 9_000_000_000, holding) != ""
     assert neighbour.hold(machine(50), limits, 7_000_000_000, holding) == ""
     assert neighbour.hold(machine(50), limits, None, "") == ""
+
+
+def test_after_an_end_for_want_of_memory_training_waits_for_as_much_as_it_had():
+    oom = crash.classify(Evidence(exit_code=-9, oom_kills=1))
+    need = memory_wait.need_after(oom, 2_000_000_000, None, 8_000_000_000)
+    full = replace(machine(50), memory_used_bytes=7_000_000_000, memory_total_bytes=8_000_000_000)
+    assert "1.0 GB of memory are free, the trainer needs 2.2 GB" in memory_wait.hold(
+        need, full, None
+    )
+    assert memory_wait.hold(need, replace(full, memory_used_bytes=1_000_000_000), None) == ""
+    assert memory_wait.hold(None, full, None) == ""
+
+
+def test_out_of_gpu_memory_beside_others_waits_for_them():
+    report = {"error_class": "cuda_oom", "message": "CUDA out of memory"}
+    alone = crash.classify(Evidence(exit_code=1, reported=report, foreign_gpu_bytes=0))
+    assert alone.action is crash.Action.SMALLER_MICRO_BATCH
+    crowded = Evidence(exit_code=1, reported=report, foreign_gpu_bytes=20_000_000_000)
+    finding = crash.classify(crowded)
+    assert finding.action is crash.Action.WAIT_FOR_MEMORY and "20.0 GB" in finding.suggestion
+    need = memory_wait.need_after(finding, 0, 20_000_000_000, 1)
+    assert "others hold 20.0 GB" in memory_wait.hold(need, machine(50), 20_000_000_000)
+    assert memory_wait.hold(need, machine(50), 9_000_000_000) == ""
+
+
+def test_a_daemon_holds_training_until_there_is_memory_again(serve):
+    """The stub reports the class; the meters say that the machine is full, until they do not."""
+    daemon = serve(settings="[supervision]\nbackoff_s = [3.0]\n", fail_on_start="host_oom")
+    plant(daemon.workspace, "a.jsonl")
+    flag = daemon.workspace.root / "memory-is-back"
+    daemon.prelude = (
+        "import pathlib, dataclasses; from trainer_tui.safety import meters; m = meters.Meters;"
+        f"flag = pathlib.Path({str(flag)!r}); real = m.sample;"
+        "m.sample = lambda self: dataclasses.replace(real(self), memory_used_bytes=0 if"
+        " flag.exists() else real(self).memory_total_bytes)"
+    )
+    daemon.start()
+    wait_for(lambda: "of memory are free" in (daemon.training()["reason"] or ""), why="it waits")
+    set_stub(daemon.workspace)
+    flag.touch()
+    daemon.until_job("a.jsonl", "completed")
+    assert daemon.said("there is memory again")
 
 
 @pytest.fixture

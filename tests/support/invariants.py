@@ -50,7 +50,12 @@ def _each_file_is_in_one_place(workspace: Workspace, dropped: dict[str, bytes]) 
 def checkpoints_are_sound(workspace: Workspace) -> None:
     steps = []
     for folder in checkpoints.list_folders(workspace.current_model):
-        sealed = checkpoints.verify(folder)
+        try:
+            sealed = checkpoints.verify(folder)
+        except Corrupt:
+            if folder.exists():
+                raise
+            continue  # retention let it go while we looked
         steps.append(sealed.global_step)
         named = checkpoints.parse_name(folder.name)
         assert named is not None and named.global_step == sealed.global_step, folder

@@ -148,7 +148,8 @@ def test_with_every_checkpoint_damaged_it_refuses_and_offers_versions(
     workspace = a_copy(trained, tmp_path / "ws")
     house = Guarded(workspace)
     with record.run("checkpoint: all damaged", "every_checkpoint"):
-        for folder in checkpoints.list_folders(workspace.current_model):
+        damaged = checkpoints.list_folders(workspace.current_model)
+        for folder in damaged:
             flip_a_bit(folder)
         try:
             house.drop("c.jsonl", chat_rows(60, "c"))
@@ -163,6 +164,8 @@ def test_with_every_checkpoint_damaged_it_refuses_and_offers_versions(
             house.until_job("c.jsonl", "completed", 90)
             assert house.ask()["global_step"] > version["global_step"]
             house.end()
+            for folder in damaged:  # the ones nobody looked at still stand there
+                shutil.rmtree(folder, ignore_errors=True)
             invariants.checkpoints_are_sound(workspace)
         except AssertionError as problem:
             raise AssertionError(f"{problem}\n{house.tail()}") from problem
