@@ -6,6 +6,8 @@ A file that cannot hold rows at all (parquet, a JSON array, a bomb) is one DataP
 
 from __future__ import annotations
 
+import itertools
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ class Counts:
     rows: int = 0
     problems: int = 0
     bytes: int = 0
+    even: bool = False  # lines at even distances, not the first ones
     extra: ExtraKeys = field(default_factory=ExtraKeys)
     notes: list[str] = field(default_factory=list)
 
@@ -64,24 +67,71 @@ def read_stream(
 ) -> Iterator[Conversation | RowProblem]:
     """The same for an open file. Raises like `read_rows`."""
     for line, raw in _lines(plain_chunks(stream, limits), limits.max_line_bytes, counts):
-        if raw is None:
-            cap = limits.max_line_bytes
-            hint = "raise it: config set intake.max_line_bytes N"
-            found: Conversation | RowProblem = RowProblem(
-                line, f"the line is longer than {cap} bytes", hint
-            )
-        else:
-            if line == 1:
-                raw = _first_line(raw, counts)
-            if not raw or raw.isspace():
-                counts.blank += 1
-                continue
-            found = parse_line(raw, line, counts.extra)
-        if isinstance(found, Conversation):
-            counts.rows += 1
-        else:
-            counts.problems += 1
-        yield found
+        found = _row_of(raw, line, limits, counts)
+        if found is not None:
+            yield found
+
+
+def read_evenly(
+    path: Path, limits: Limits, counts: Counts, rows: int
+) -> Iterator[Conversation | RowProblem]:
+    """About `rows` lines that stand at even distances in a plain file: what is read grows with
+    `rows`, not with the file. Their line numbers count the lines looked at. A compressed file,
+    which cannot be entered in the middle, and a small one give their first `rows`.
+
+    Raises like `read_rows`.
+    """
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        head = stream.read(4)
+        stream.seek(0)
+        if is_compressed(head) or size < limits.max_line_bytes:
+            yield from itertools.islice(read_stream(stream, limits, counts), rows)
+            return
+        counts.even = True
+        for number in range(rows):
+            if number:
+                stream.seek(size * number // rows)
+                _to_next_line(stream, limits.max_line_bytes)
+            else:
+                next(plain_chunks(stream, limits), None)  # says what it is, if it is no JSON lines
+                stream.seek(0)
+            raw = stream.readline(limits.max_line_bytes + 1)
+            if not raw:
+                return  # the last line is the one before
+            counts.lines += 1
+            counts.bytes += len(raw)
+            found = _row_of(raw.removesuffix(b"\n"), counts.lines, limits, counts)
+            if found is not None:
+                yield found
+
+
+def _to_next_line(stream: BinaryIO, cap: int) -> None:
+    """Past the rest of the line that the position is in, or far into an endless one."""
+    stream.readline(cap)
+
+
+def _row_of(
+    raw: bytes | None, line: int, limits: Limits, counts: Counts
+) -> Conversation | RowProblem | None:
+    """One line judged and counted; None when it is blank. `raw`: None for one above the cap."""
+    found: Conversation | RowProblem
+    if raw is None or len(raw) > limits.max_line_bytes:
+        hint = "raise it: config set intake.max_line_bytes N"
+        cap = limits.max_line_bytes
+        found = RowProblem(line, f"the line is longer than {cap} bytes", hint)
+    else:
+        if line == 1:
+            raw = _first_line(raw, counts)
+        if not raw or raw.isspace():
+            counts.blank += 1
+            return None
+        found = parse_line(raw, line, counts.extra)
+    if isinstance(found, Conversation):
+        counts.rows += 1
+    else:
+        counts.problems += 1
+    return found
 
 
 def _first_line(raw: bytes, counts: Counts) -> bytes:

@@ -7,7 +7,6 @@ training uses; memory stays flat (rows are counted, not kept).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from trainer_tui.data.encode import encode_rows, limits_of
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.packing import PlanOptions, plan_epoch
-from trainer_tui.data.row_reader import Counts, read_rows
+from trainer_tui.data.row_reader import Counts, read_evenly, read_rows
 from trainer_tui.data.rows import Conversation, RowProblem
 from trainer_tui.data.template import ChatTemplate, EncodedRow
 from trainer_tui.queue.tally import Reject, Sample, Tally
@@ -112,7 +111,7 @@ def make(
 
     Args:
         name: what to call it (already safe to show).
-        sample: only the first so many rows.
+        sample: only so many rows, at even distances where the file can be entered anywhere.
         keep: reads the whole stream of encoded rows to its end (the token cache's writer), so
             that a file is tokenised once.
 
@@ -121,9 +120,11 @@ def make(
         OSError: it cannot be read.
     """
     counts, tally = Counts(), Tally()
-    rows = read_rows(path, limits_of(context.config.intake), counts)
-    if sample is not None:
-        rows = itertools.islice(rows, sample)
+    limits = limits_of(context.config.intake)
+    if sample is None:
+        rows = read_rows(path, limits, counts)
+    else:
+        rows = read_evenly(path, limits, counts, sample)
     if context.template is None:
         _count_plain(rows, tally, context)
     else:
@@ -199,7 +200,8 @@ def _assemble(
     verdict, rejected = verdict_of(reasons), tally.rows - kept
     notes = [*counts.notes, *context.template_notes]
     if sample is not None:
-        notes.append(f"only the first {tally.rows} rows were looked at")
+        which = "rows at even distances" if counts.even else "first rows"
+        notes.append(f"only {tally.rows} {which} were looked at; the counts are of these")
     return Report(
         file=name,
         bytes=counts.bytes,
@@ -274,8 +276,8 @@ def _predict(tally: Tally, config: Config) -> tuple[int, float]:
 
 
 def _peak_memory(context: Context) -> int | None:
-    """Parameters, moments and gradients (16 bytes each) and the activations of a micro-batch at
-    about 40 kB a token; a rough figure, the trainer measures the real one."""
+    """An estimate, in bytes: parameters, moments and gradients (16 bytes each) and the activations
+    of a micro-batch at about 40 kB a token. The trainer measures the real figure."""
     if context.parameters is None:
         return None
     tokens = context.config.micro_batch_tokens or context.config.pack_tokens

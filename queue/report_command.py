@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--workspace", type=Path, help="whose settings and model to use")
     parser.add_argument("--json", action="store_true", help="the whole report as one JSON document")
-    parser.add_argument("--sample", type=_count, metavar="N", help="only the first N rows")
+    parser.add_argument(
+        "--sample", type=_count, metavar="N", help="only N rows, spread evenly over a plain file"
+    )
     asked = parser.parse_args(arguments)
     try:
         context = report_context.build(_workspace(asked.workspace))

@@ -56,12 +56,22 @@ def _counts(report: Report) -> Iterator[str]:
             f"99 % below {found.p99}, longest {found.longest} (max_length {report.max_length})"
         )
     if report.steps is not None:
-        time = "" if report.seconds is None else f", about {report.seconds / 60:.0f} minutes"
-        yield f"training     {report.steps:,} steps{time}"
+        yield f"training     {report.steps:,} steps, {_time(report.seconds)}"
     if report.padding_saved:
         yield f"packing      saves {report.padding_saved:.0%} of padded batches"
     if report.peak_memory_bytes is not None:
-        yield f"memory       about {report.peak_memory_bytes / 1e9:.1f} GB"
+        size = report.peak_memory_bytes / 1e9
+        yield f"memory       about {size:.1f} GB, estimated from the model's size"
+    elif report.steps is not None:
+        yield "memory       unknown: the model's weights are not there"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "time unknown: nothing was trained here lately"
+    if seconds < 60:
+        return "less than a minute at the speed of late"
+    return f"about {seconds / 60:,.0f} minutes at the speed of late"
 
 
 def _sample(sample: Sample, colour: bool) -> str:

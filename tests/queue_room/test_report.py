@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import runpy
@@ -311,12 +312,51 @@ def test_exit_codes_and_sentences(with_model: Workspace, capsys, monkeypatch) ->
         assert ended.value.code == 2
 
 
-def test_sample_looks_at_the_first_rows_only(tmp_path: Path, context: Context, row) -> None:
+def test_sample_looks_at_rows_all_over_a_huge_file_and_says_so(
+    tmp_path: Path, context: Context, row
+) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join([*rows_of(row, 100), "no"]))
-    found = report.make(path, "a", context, sample=10).report
-    assert (found.rows, found.sampled, found.verdict) == (10, 10, "ok")
-    assert any("only the first 10 rows" in note for note in found.notes)
+    long = "word " * 500
+    with path.open("w") as stream:
+        stream.writelines(row(f"{at}?", f"{at}: {long}") + "\n" for at in range(4000))
+        stream.write("no\n" * 2_000_000)
+    found = report.make(path, "a", context, sample=160).report
+    assert found.rows == found.sampled == 160
+    assert 60 < found.kept_rows < 120  # the first 10 of 16 MB
+    assert found.rejects and found.verdict == "block"
+    assert any("160 rows at even distances" in note for note in found.notes)
+    texts = {run.text for sample in found.samples for run in sample.runs if run.supervised}
+    assert len(texts) == 5, "no row twice"
+
+
+def test_sample_of_a_small_or_packed_file_is_its_beginning(
+    tmp_path: Path, context: Context, row
+) -> None:
+    path = tmp_path / "a.jsonl"
+    text = "\n".join([*rows_of(row, 100), "no"]).encode()
+    for data in (text, gzip.compress(text)):
+        path.write_bytes(data)
+        found = report.make(path, "a", context, sample=10).report
+        assert (found.rows, found.sampled, found.verdict) == (10, 10, "ok")
+        assert any("only 10 first rows" in note for note in found.notes)
     with pytest.raises(DataProblem):
         path.write_bytes(b"PAR1")
         report.make(path, "a", context)
+    path.write_bytes(b"PAR1" + bytes(5 << 20))
+    with pytest.raises(DataProblem, match="parquet"):
+        report.make(path, "a", context, sample=10)
+
+
+def test_minutes_come_from_the_measured_speed_and_are_unknown_without(
+    with_model: Workspace, context: Context, tmp_path: Path, row
+) -> None:
+    unknown = judged(tmp_path, context, rows_of(row, 200))
+    assert unknown.seconds is None
+    assert any("time unknown" in line for line in lines(unknown, colour=False))
+    with_model.status_file.parent.mkdir(parents=True, exist_ok=True)
+    with_model.status_file.write_text(json.dumps({"tokens_per_s": 50.0}))
+    measured = build(with_model)
+    path = tmp_path / "file.jsonl"
+    found = report.make(path, "file.jsonl", measured).report
+    assert found.seconds == pytest.approx(found.tokens * measured.config.epochs / 50.0)
+    assert any("minutes at the speed of late" in line for line in lines(found, colour=False))

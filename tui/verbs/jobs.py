@@ -137,3 +137,19 @@ def hold(job: JobId) -> None:
 def unhold(job: JobId) -> None:
     """Let a held job run again."""
     _changed(context.client.post(f"/v1/jobs/{job}/unhold"))
+
+
+@app.command("not-before")
+def not_before(
+    job: JobId,
+    time: Annotated[str, typer.Argument(help="2026-11-24T22:00, local; or: now")],
+) -> None:
+    """Let a waiting job wait until a time; `now` lifts it."""
+    at = None if time == "now" else time
+    _changed(context.client.patch(f"/v1/jobs/{job}", {"not_before": at}))
+
+
+@app.command()
+def again(job: JobId) -> None:
+    """Train a completed file once more, as a new job."""
+    _changed(context.client.post(f"/v1/jobs/{job}/again"))
