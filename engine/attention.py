@@ -84,6 +84,18 @@ def refuse_unknown(given: dict[str, Any]) -> None:
         raise AttentionRefused("Packed attention is causal, but the model asks for more.")
 
 
+def in_compute_type(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in autocast's type where it is on.
+
+    Autocast leaves float32 what a norm with float32 weights returns, so queries and keys arrive
+    in another type than values.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [t.to(torch.get_autocast_dtype(device)) for t in tensors]
+
+
 def _one_document(
     query: Tensor,  # [1, heads, length, head_dim]
     key: Tensor,  # [1, kv_heads, length, head_dim]
@@ -134,7 +146,8 @@ def sdpa_documents(
 ) -> tuple[Tensor, None]:
     """One call per document: the reference all others are held against. [1, tokens, heads, dim]."""
     refuse_unknown(unused)
-    parts = (torch.split(t, list(document_lengths), 2) for t in (query, key, value))
+    given = in_compute_type(query, key, value)
+    parts = (torch.split(t, list(document_lengths), 2) for t in given)
     outputs = [
         _one_document(q, k, v, scaling, dropout, sliding_window, softcap)
         for q, k, v in zip(*parts, strict=True)

@@ -21,6 +21,7 @@ from trainer_tui.engine.attention import (
     AttentionRefused,
     Backend,
     Demand,
+    in_compute_type,
     refuse_unknown,
 )
 from trainer_tui.engine.batch import MicroBatch
@@ -63,7 +64,7 @@ def varlen(
     refuse_unknown(unused)
     if softcap is not None or dropout > 0:
         raise AttentionRefused("The `varlen` attention knows no soft-cap and no dropout.")
-    q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
+    q, k, v = (t.squeeze(0).transpose(0, 1) for t in in_compute_type(query, key, value))
     grouped: dict[str, Any] = (
         {"enable_gqa": True} if _takes_grouped_flag() and q.shape[1] != k.shape[1] else {}
     )
@@ -117,10 +118,11 @@ def flex(
         return cap * torch.tanh(score / cap)
 
     function = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    q, k, v = in_compute_type(query, key, value)
     out = function(
-        query,
-        key,
-        value,
+        q,
+        k,
+        v,
         score_mod=None if softcap is None else capped,
         block_mask=block_masks[sliding_window or 0],
         scale=scaling,

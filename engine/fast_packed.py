@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from trainer_tui.engine import fast_packed_launch as launch
-from trainer_tui.engine.attention import AttentionRefused, Backend, Demand, refuse_unknown
+from trainer_tui.engine.attention import (
+    AttentionRefused,
+    Backend,
+    Demand,
+    in_compute_type,
+    refuse_unknown,
+)
 from trainer_tui.engine.batch import MicroBatch
 from trainer_tui.engine.fast_packed_launch import TILES, Packed
 
@@ -117,7 +123,9 @@ def attention(
     refuse_unknown(unused)
     if softcap is not None or dropout > 0:
         raise AttentionRefused("The `triton` attention knows no soft-cap and no dropout.")
-    q, k, v = (_rows_contiguous(t.squeeze(0).transpose(0, 1)) for t in (query, key, value))
+    q, k, v = (
+        _rows_contiguous(t.squeeze(0).transpose(0, 1)) for t in in_compute_type(query, key, value)
+    )
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     out, _ = packed_attention(
         q, k, v, query_work, query_gradient_work, key_gradient_work, scale, sliding_window or 0

@@ -197,3 +197,15 @@ def test_a_backend_that_cannot_run_here_is_an_error_and_not_a_warning(backend: s
     torch.manual_seed(0)
     with pytest.raises(AttentionRefused, match="cannot run here"):
         attach_packed_attention(qwen3(), backend)
+
+
+def test_float32_weights_under_autocast_attend_in_one_type() -> None:
+    model = build(qwen3).train()
+    batch = collate(documents(7, (20, 30)), "cpu")
+    exact = forward_loss_sum(model, batch).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = forward_loss_sum(model, batch)
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(g.dtype == torch.float32 for g in gradients)
+    torch.testing.assert_close(loss.detach(), exact, rtol=1e-2, atol=0.0)
