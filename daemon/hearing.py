@@ -65,6 +65,8 @@ class Hearing(TrainingState):
                 self._said_stopping = True
             case messages.Said(level=level, topic=topic, text=text, data=data):
                 self._means.teller.say(level, topic, text, **data)
+                if topic == "waiting":
+                    self.trainer_waits = text if level == "warning" else ""
             case messages.Failed():
                 self._failed = message
             case _ as never:
@@ -73,6 +75,7 @@ class Hearing(TrainingState):
     async def _ready(self, message: messages.Ready) -> None:
         self.figures.start(message)
         self.present = replace(self.present, ready=True)
+        self.trainer_waits = ""
         await self.collect(quick=False)
         await self._train_lost_again(message.checkpoint)
         where = message.checkpoint or "the base model"

@@ -141,6 +141,8 @@ def reason(training: Training, facts: decide.Facts) -> str | None:
         last = training.aftermath.last
         after = f" after: {last.finding.text}" if last else ""
         return f"a new trainer starts in {facts.trainer.back_off_left_s:.0f} s{after}"
+    if isinstance(facts.trainer, decide.Present) and training.trainer_waits:
+        return training.trainer_waits
     return None
 
 

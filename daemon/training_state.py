@@ -73,6 +73,7 @@ class TrainingState:
         self._said_stopping = False
         self._resuming = False
         self.saves_answered = 0
+        self.trainer_waits = ""  # what for, in its own words
         self._trained: set[int] = set()
         self._started_fractions: dict[int, float] = {}
         self._idle_since_s = 0.0

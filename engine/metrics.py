@@ -106,16 +106,6 @@ def resident_bytes() -> int:
     return pages * 4096
 
 
-def memory_figures(device: torch.device) -> dict[str, int]:
-    """Bytes of the card: all of it, free, ours, and other processes'. {} without a card."""
-    if device.type != "cuda":
-        return {}
-    free, total = torch.cuda.mem_get_info(device)
-    ours = int(torch.cuda.memory_reserved(device))
-    others = max(0, total - free - ours)
-    return {"total_bytes": total, "free_bytes": free, "ours_bytes": ours, "others_bytes": others}
-
-
 class Sink(Protocol):
     """Somewhere else that wants the numbers; it must not raise and must not wait."""
 

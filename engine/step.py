@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainer_tui.engine import memory
 from trainer_tui.engine.batch import MicroBatch, collate
 from trainer_tui.engine.head_loss import Penalty, forward_loss_sum
 from trainer_tui.engine.micro_batches import split
@@ -129,6 +130,7 @@ class Stepper:
     max_grad_norm: float
     autocast: bool
     shape: Shaper = plain
+    fitted: bool = False  # a step of this size was done
     between: Callable[[int], None] = lambda index: None
     before_update: Callable[[], None] = lambda: None
 
@@ -158,6 +160,7 @@ class Stepper:
         except torch.OutOfMemoryError as problem:
             raise UpdateInterrupted(str(problem)) from problem
         self.optimizer.zero_grad()
+        self.fitted = True
         figures = torch.stack([loss_sum, stats.grad_norm, stats.skipped])
         return PendingStep(figures, supervised, lengths, started_s)
 
@@ -210,6 +213,7 @@ class Stepper:
             while True:
                 try:
                     self._try_shape(self.micro_batch_tokens, longest, vocabulary)
+                    self.fitted = True
                     return self.micro_batch_tokens
                 except torch.OutOfMemoryError:
                     if not self.halve(longest):
@@ -224,6 +228,8 @@ class Stepper:
         if self.micro_batch_tokens <= floor_tokens:
             return False
         self.micro_batch_tokens = max(floor_tokens, self.micro_batch_tokens // 2)
+        self.fitted = False
+        memory.forget_peak(self.device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return True

@@ -20,7 +20,8 @@ from trainer_tui.engine.evaluate import Result, Series
 from trainer_tui.engine.feed import Job
 from trainer_tui.engine.incidents import Incident
 from trainer_tui.engine.measuring import Measuring
-from trainer_tui.engine.metrics import Sink, memory_figures
+from trainer_tui.engine.metrics import Sink
+from trainer_tui.engine.room import Room
 from trainer_tui.engine.schedule import Position, learning_rate
 from trainer_tui.engine.session import Boundary, Session
 from trainer_tui.engine.step import PendingStep, RowsFailed, StepFigures
@@ -75,7 +76,7 @@ class Work:
         self._evaluator = measuring.evaluator
         self._fixed = measuring.fixed
         self._sinks = sinks
-        self._on_oom = on_oom
+        self._room = Room(session, on_oom)
         self._suspects = Suspects(session, job)
         self._late: deque[_Late] = deque()
         self._behaviour: dict[str, float] = {}
@@ -148,7 +149,8 @@ class Work:
             try:
                 pending = session.stepper.run([job.documents(pack) for pack in packs], rate)
             except torch.OutOfMemoryError as problem:
-                self._shrink(problem, before)
+                self._room.make(problem)
+                rng.restore(before.rng, session.device.type, session.device)
             except RowsFailed as problem:
                 assert problem.__cause__ is not None
                 kept = None if retried else self._suspects.without_guilty(packs, before)
@@ -168,23 +170,6 @@ class Work:
         step = session.progress.global_step
         session.heart.beat(Phase.MICRO_STEP, global_step=step)
         self._late.append(_Late(pending, indexes, before, step, cursor, rate))
-
-    def _shrink(self, problem: torch.OutOfMemoryError, before: Boundary) -> None:
-        """Halve the micro-batch and draw the same random numbers again: the same update."""
-        session = self._session
-        if not session.stepper.halve(1):
-            raise problem
-        rng.restore(before.rng, session.device.type, session.device)
-        session.tell(
-            "warning",
-            "memory",
-            "out of memory: micro-batches are now "
-            f"{session.stepper.micro_batch_tokens} tokens, the updates stay the same",
-            micro_batch_tokens=session.stepper.micro_batch_tokens,
-            problem=str(problem).splitlines()[0],
-            **memory_figures(session.device),
-        )
-        self._on_oom()
 
     def read_all(self) -> None:
         """Read every figure that is still to be read. The host may wait for the device here."""

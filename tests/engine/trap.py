@@ -6,6 +6,8 @@ what torch has compiled so far.
 `fail_writer`: {"operation", "errno", "times"}: that durable operation of the writer fails.
 `raise_steps`: global steps that crash. `nan_steps`: global steps whose loss is NaN.
 `poison_token`: a micro-batch that holds this token crashes; with `poison_nan` its loss is NaN.
+`card`: there is a card, and while `others.txt` is there another process holds nearly all of it and
+every step runs out of memory; `card` is how long the trainer waits, in seconds.
 `spike_from`: from this global step on the loss is forty times what it is.
 `oom_tokens`: micro-batches over this do not fit.
 """
@@ -22,7 +24,7 @@ import msgspec
 import torch
 from torch._dynamo.utils import counters
 
-from trainer_tui.engine import entry, saver, step, work, writer_process
+from trainer_tui.engine import entry, memory, saver, step, work, writer_process
 from trainer_tui.safety.messages import TrainerSpec
 
 now: dict[str, Any] = {"step": 0}
@@ -34,6 +36,8 @@ def run(connection: Connection, spec_bytes: bytes) -> int:
     traps = json.loads(file.read_text()) if file.exists() else {}
     _trap_writer(file, traps)
     _trap_steps(root, traps)
+    if "card" in traps:
+        _trap_card(root, float(traps["card"]))
     return entry.run(connection, spec_bytes)
 
 
@@ -43,6 +47,15 @@ def _trap_writer(file: Path, traps: dict[str, Any]) -> None:
         os.environ["TRAP_FILE"] = str(file)
         writer_process.WRITER_MODULE = "trap_writer"
         saver.SPACE_RETRY_S = 0.1
+
+
+def _trap_card(root: Path, wait_s: float) -> None:
+    def look(device: torch.device) -> memory.Card:
+        others = (root / "others.txt").exists()
+        return memory.Card(80 << 30, (1 if others else 70) << 30, 10 << 30)
+
+    memory.look, memory.needed_bytes = look, lambda device: 20 << 30
+    memory.WAIT_LIMIT_S, memory.LOOK_EVERY_S = wait_s, 0.05
 
 
 def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
@@ -62,6 +75,8 @@ def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
     def trapped(model: Any, batch: Any, penalties: Any = ()) -> torch.Tensor:
         if torch.is_grad_enabled() and batch.tokens > traps.get("oom_tokens", 1 << 60):
             raise torch.OutOfMemoryError("CUDA out of memory (a trap)")
+        if torch.is_grad_enabled() and "card" in traps and (root / "others.txt").exists():
+            raise torch.OutOfMemoryError("CUDA out of memory (another process)")
         if now["step"] in traps.get("raise_steps", ()):
             raise ZeroDivisionError("a trap")
         poisoned = bool((batch.input_ids == traps.get("poison_token", -1)).any())

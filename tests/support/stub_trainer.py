@@ -4,6 +4,7 @@ heartbeat and commits real (tiny) checkpoints with real manifests and ledgers.
 Behaviour comes from `stub.json` in the workspace, read again before every step:
 `steps` per file, `step_s`, `crash_at` {job id: step} (exit 1), `refuse` [job id], `save_every`,
 `want_rollback` {job id: step} (set aside there, and a rollback asked for),
+`waits_at` (a step of a file before which it says that it waits for memory),
 `hang_at` (a global step that never ends), `fail_on_start` (an error class).
 A "row" is a line of the job's data.
 """
@@ -34,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "crash_at": {},
     "refuse": [],
     "want_rollback": {},
+    "waits_at": -1,
     "save_every": 0,
     "crash_on_start": False,
     "hang_at": 0,
@@ -148,8 +150,10 @@ class Stub:
                     self.commit("skip")
                     text = f"skipped at {fraction:.0%}"
                     self.say(messages.JobRefused(job_id, "skipped", text, "", fraction))
-            case messages.SaveNow():
+            case messages.SaveNow(evaluate_whole=whole):
                 before = self.sealed
+                if whole:
+                    self.say(messages.Evaluated(self.step, "fixed", "set", 0.5, 8, 80, 0.01, True))
                 self.commit("asked")
                 if self.sealed is before:
                     name = f"checkpoint-{self.step}"
@@ -189,6 +193,8 @@ class Stub:
             return self.end_job()
         if options["crash_at"].get(str(self.job.job_id)) == self.at:
             os._exit(1)
+        if options["waits_at"] == self.at:
+            self.say(messages.Said("warning", "waiting", "another process holds 9 GB of the card"))
         if options["want_rollback"].get(str(self.job.job_id)) == self.at:
             return self.ask_for_rollback(self.job.job_id)
         while options["hang_at"] and self.step + 1 >= options["hang_at"]:

@@ -1,4 +1,4 @@
-"""A ladder's last rung: the trainer asks for the version before, and gets what a person gets."""
+"""What the trainer asks of the daemon, and what the daemon asks of it for a version."""
 
 from __future__ import annotations
 
@@ -43,5 +43,28 @@ def test_with_no_version_to_go_back_to_that_is_said_and_training_goes_on(tmp_pat
         daemon.until_job("next.jsonl", "completed")
         assert daemon.job("bad.jsonl")["error"]["class"] == "divergence"
         assert daemon.job("bad.jsonl")["error"]["hint"]  # the class is known to the house
+    finally:
+        daemon.close()
+
+
+def test_a_version_is_made_with_a_look_at_the_whole_set_and_a_wait_is_the_reason_shown(
+    tmp_path,
+) -> None:
+    workspace = make_workspace(tmp_path / "ws", SETTINGS, steps=100_000, waits_at=8)
+    plant(workspace, "a.jsonl")
+    daemon = Harness(workspace).start()
+    try:
+        wait_for(lambda: daemon.training()["reason"] == "another process holds 9 GB of the card")
+        with daemon.events() as stream:
+            version = daemon.post("/v1/versions", {"description": "measured"})
+            _, _, seen = stream.until("evaluated", lambda data: data["whole"])
+            assert seen["step"] <= version["global_step"] and seen["loss"] == 0.5
+            # A second one of the same state asks again: the trainer knows what is fresh.
+            daemon.post("/v1/training/pause")
+            daemon.until_training("paused")
+            daemon.post("/v1/versions", {"description": "paused"})
+            at = daemon.training()["global_step"]
+            stream.until("evaluated", lambda data: data["step"] == at)
+        assert daemon.training()["best_val_loss"] == 0.5
     finally:
         daemon.close()
