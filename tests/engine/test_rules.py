@@ -169,3 +169,23 @@ def test_a_missing_tensorboard_is_a_note_and_no_crash(
     sinks, note = open_sinks(True, tmp_path)
     assert sinks == [] and "pip install tensorboard" in note
     assert open_sinks(False, tmp_path) == ([], "")
+
+
+def test_tensorboard_reads_what_its_sink_wrote(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from trainer_tui.engine.metrics import open_sinks
+
+    (sink,), note = open_sinks(True, tmp_path)
+    assert note == ""
+    for step in (1, 2, 3):
+        sink.step(step, {"loss": 4.0 / step, "learning_rate": 0.5})
+    sink.close()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert sorted(read.Tags()["scalars"]) == ["learning_rate", "loss"]
+    assert [(e.step, e.value) for e in read.Scalars("loss")] == [
+        (1, 4.0),
+        (2, 2.0),
+        (3, pytest.approx(4 / 3)),
+    ]
