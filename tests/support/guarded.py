@@ -192,11 +192,13 @@ class Guarded(Harness):
                 texts.append(f"--- {name}\n{file.read_text(errors='replace')[-1500:]}")
         return "\n".join(texts)
 
-    def all_done(self, count: int, limit_s: float) -> None:
-        """So many files are completed and committed."""
+    def all_done(self, count: int, limit_s: float, *, resume: bool = False) -> None:
+        """So many files are completed and committed. `resume`: a person answers "given up"."""
 
         def there() -> bool:
             with contextlib.suppress(OSError, ValueError, AssertionError):
+                if resume and self.training()["state"] == "degraded":
+                    self.post("/v1/training/resume", {}, timeout_s=60)
                 return bool(self.get("/v1/jobs?state=completed")["total"] >= count)
             return False
 

@@ -88,6 +88,7 @@ def test_a_stopped_process_is_continued_or_replaced(tmp_path, base, record, tort
                 moment_s = time.time()
                 victim = house.one(role)
                 processes.send(victim, signal.SIGSTOP)
+                wait_for(lambda v=victim: processes.state_of(v) == "T", 10, f"{role} stands")
                 wait_for(lambda v=victim: processes.state_of(v) != "T", 60, f"{role} runs again")
                 seconds.append(max(0.0, time.time() - moment_s))
                 house.back_after(time.time())
@@ -125,7 +126,7 @@ def test_with_64_file_descriptors_it_trains_or_says_why(tmp_path, base, record, 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(600)
 def test_of_daemons_started_at_once_exactly_one_serves(tmp_path, torture, record):
-    for number in range(50 if torture else 1):
+    for number in range(int(os.environ.get("TORTURE_DAEMONS", "50")) if torture else 1):
         daemon = Harness(make_workspace(tmp_path / str(number)))
         with record.run("two daemons at once", "started_at_once"):
             started = [daemon.launch() for _ in range(2 if torture else 4)]
@@ -181,22 +182,20 @@ def test_a_jump_of_the_clock_stops_nothing(tmp_path, record, torture):
 # --- the long one ---------------------------------------------------------------------------------
 
 
-def one_fault(house: Guarded, dice: random.Random) -> str:
-    """Something bad, chosen by the dice. Returns its name."""
+def one_fault(house: Guarded, dice: random.Random) -> tuple[str, list[processes.ProcessId]]:
+    """Something bad, chosen by the dice. Returns its name, and whom it killed."""
     kind = dice.choice(("kill", "kill", "pair", "stop", "rollback", "pause", "version", "config"))
     match kind:
         case "kill":
-            victims = (dice.choice(ROLES),)
-            house.send(signal.SIGKILL, *victims)
-            return f"kill {victims[0]}"
+            role = dice.choice(ROLES)
+            return f"kill {role}", house.send(signal.SIGKILL, role)
         case "pair":
             victims = dice.choice([pair for pair in PAIRS if pair not in NEED_A_START])
-            house.send(signal.SIGKILL, *victims)
-            return f"kill {' + '.join(victims)}"
+            return f"kill {' + '.join(victims)}", house.send(signal.SIGKILL, *victims)
         case "stop":
             role = dice.choice(("daemon", "trainer", "writer"))
             house.send(signal.SIGSTOP, role)
-            return f"stop {role}"
+            return f"stop {role}", []
         case "rollback":
             house.call("POST", "/v1/versions/rollback", {}, timeout_s=90)
         case "pause":
@@ -206,7 +205,7 @@ def one_fault(house: Guarded, dice: random.Random) -> str:
             house.call("POST", "/v1/versions", {"description": "soak"}, timeout_s=90)
         case "config":
             (house.workspace.root / "config.toml").write_text("[[[ half an edit")
-    return kind
+    return kind, []
 
 
 @pytest.mark.end_to_end
@@ -225,18 +224,20 @@ def test_soak_with_seeded_faults(tmp_path, base, record, torture):
     try:
         while time.monotonic() < deadline_s:
             name = f"{len(dropped)}.jsonl"
-            dropped[name] = chat_rows(dice.randrange(20, 400), name)
+            dropped[name] = chat_rows(
+                dice.randrange(2000, 4000), name
+            )  # work for longer than a round
             house.drop(name, dropped[name], dice.choice(("", "high", "low")))
             with record.run(scenario, "soak") as took:
                 moment_s = time.time()
-                fault = "nobody answered"
+                fault, killed = "nobody answered", []
                 try:
-                    fault = one_fault(house, dice)
+                    fault, killed = one_fault(house, dice)
                 finally:
                     print(f"{time.strftime('%X')} {fault}", flush=True)
                 (house.workspace.root / "config.toml").write_text(good)
                 if "rollback" not in fault:
-                    took.append(house.back_after(moment_s + 0.01, 90))
+                    took.append(house.back_after(moment_s, 90, killed))
             time.sleep(max(0.0, every_s - (time.time() - moment_s)))
         house.all_done(len(dropped), 300)
         house.end()
