@@ -70,13 +70,13 @@ class Inbox:
             (workspace.inbox, "normal"),
             (workspace.inbox / "low", "low"),
         )
-        self._seen: dict[Path, tuple[Source, float]] = {}
+        self._seen: dict[str, tuple[Source, float]] = {}
         self._said: set[str] = set()
 
     def look(self, now_s: float) -> InboxLook:
         """`now_s`: monotonic seconds. Files are ready in their order of name."""
         found = InboxLook()
-        seen: dict[Path, tuple[Source, float]] = {}
+        seen: dict[str, tuple[Source, float]] = {}
         odd: set[str] = set()
         for folder, priority in self._folders:
             for path, info in _entries(folder):
@@ -90,7 +90,7 @@ class Inbox:
                     since = now_s
                 seen[path] = source, since
                 if now_s - since >= SETTLE_S:
-                    found.ready.append(Candidate(path, priority, source))
+                    found.ready.append(Candidate(Path(path), priority, source))
                 else:
                     found.settling += 1
         found.odd = sorted(odd - self._said)
@@ -98,31 +98,35 @@ class Inbox:
         return found
 
 
-def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Paths in the order of their names, as texts: there may be a hundred thousand."""
     try:
         if folder.is_symlink():
             return
-        names = sorted(os.listdir(os.fsencode(folder)))  # noqa: PTH208 - names need not be text
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not _unfinished(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return
-    for raw in names:
-        name = os.fsdecode(raw)
-        if name.startswith(".") or name.endswith(_UNFINISHED):
-            continue
-        path = folder / name
+    for entry in sorted(found, key=lambda entry: entry.name):
         try:
-            info = path.lstat()
+            info = entry.stat(follow_symlinks=False)
         except OSError:
             continue  # gone again
-        if not (stat.S_ISDIR(info.st_mode) and name in ("high", "low")):
-            yield path, info
+        if not (stat.S_ISDIR(info.st_mode) and entry.name in ("high", "low")):
+            yield entry.path, info
 
 
-def _odd(path: Path, info: os.stat_result) -> str | None:
+def _unfinished(name: str) -> bool:
+    return name.startswith(".") or name.endswith(_UNFINISHED)
+
+
+def _odd(path: str, info: os.stat_result) -> str | None:
     """Why something in the inbox is left alone; None for a file that may be taken."""
-    name = file_name_text(os.fsencode(path.name))
     kind = kind_problem(info)
-    return f"inbox: {printable(name, 80)} {kind}" if kind else None
+    if kind is None:
+        return None
+    name = file_name_text(os.fsencode(os.path.basename(path)))  # noqa: PTH119 - a text for speed
+    return f"inbox: {printable(name, 80)} {kind}"
 
 
 def kind_problem(info: os.stat_result) -> str | None:
@@ -322,8 +326,8 @@ def recover(workspace: Workspace, jobs: list[Job]) -> list[Path]:
                 _put_back(aside, folder / f"{aside.name.removeprefix(TAKEN_PREFIX)}.jsonl")
         for path, info in _entries(folder):
             job = taken.get(_place(source_of(info))) if stat.S_ISREG(info.st_mode) else None
-            if job is not None and remove_original(path, job):
-                removed.append(path)
+            if job is not None and remove_original(Path(path), job):
+                removed.append(Path(path))
     return removed
 
 
