@@ -57,6 +57,7 @@ NOTICE_S = 8.0
 ALONE_S = 3.0
 DISK_TICKS = 60  # how often the disk's forecast is read
 BURST_S = 0.012
+WIDEST = 190  # columns from which the second chart is shown
 REST_S = 0.15
 MOUSE_QUIET = "\x1b[?1003l\x1b[?1002h"
 MOUSE_OFF = "\x1b[?1003l\x1b[?1002l\x1b[?1000l"
@@ -78,7 +79,7 @@ class TrainerApp(Stage):
     AUTO_FOCUS = "#queue"
     HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012
         (0, "-tiny"), (60, "-slim"), (80, "-narrow"), (112, "-wide"), (150, "-wider"),
-        (190, "-widest"),
+        (WIDEST, "-widest"),
     ]  # fmt: skip
     VERTICAL_BREAKPOINTS = [(0, "-flat"), (15, "-low"), (20, "-even"), (32, "-tall")]  # noqa: RUF012
 
@@ -178,7 +179,9 @@ class TrainerApp(Stage):
             and isinstance(was.link, Live)
             and was.training.state == self.view.training.state
         )
-        if not routine and not self._soon:
+        if isinstance(item, news.MetricsCame):  # somebody waits for them: a zoom, a rollback
+            self.call_next(self._paint)
+        elif not routine and not self._soon:
             self._soon = True
             self.set_timer(SOON_S, self._paint)
 
@@ -343,6 +346,10 @@ class TrainerApp(Stage):
         if self._at_rest is not None:
             self._at_rest.stop()
         self._at_rest = self.set_timer(REST_S, self.repaint_everything)
+        wanted = event.size.width >= WIDEST
+        if wanted and not self.feed.second_chart and self.view.curves:
+            self.feed.again("metrics")
+        self.feed.second_chart = wanted
 
     def _mouse(self, on: bool) -> None:
         """Button motion only: Textual's any-motion mode costs 240 kB/s under a moving mouse."""

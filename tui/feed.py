@@ -34,7 +34,8 @@ from trainer_tui.tui.view import (
 )
 
 T = TypeVar("T")
-SERIES = "loss,val_loss,holdout_loss,learning_rate,grad_norm,tokens_per_s"
+SERIES = "loss,val_loss"
+MORE_SERIES = ",learning_rate,grad_norm,tokens_per_s"  # of the second chart
 JOBS_READ = 2000
 HISTORY_READ = 200
 POINTS_READ = 800
@@ -52,6 +53,7 @@ class Feed:
         self._again: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
         self.hurry = asyncio.Event()
+        self.second_chart = False  # whether its series are wanted too
         self.from_step: int | None = None  # where the chart begins; None: at the first step
 
     async def run(self) -> None:
@@ -102,7 +104,7 @@ class Feed:
         metrics = await self._read(
             "/v1/metrics",
             Metrics,
-            series=SERIES,
+            series=SERIES + MORE_SERIES if self.second_chart else SERIES,
             points=POINTS_READ,
             from_step=self.from_step,
         )

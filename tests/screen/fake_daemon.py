@@ -67,6 +67,8 @@ class FakeDaemon:
             for s in range(500, self.step, 500)
         ]
         self.screen: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
+        self.incidents: list[dict[str, Any]] = []
         self.live: dict[str, dict[str, Any]] = {"gpu": {}, "training": {}, "machine": {}}
         self.undo_act: dict[str, str] | None = {"by": "screen", "text": "#34 moved"}
         self._replace()
@@ -195,7 +197,11 @@ class FakeDaemon:
                 case ["jobs", _, "report"]:
                     return 200, example_report()
                 case ["config"]:
-                    return 200, {"values": {"screen": self.screen}}
+                    return 200, {"values": {"screen": self.screen, **self.settings}}
+                case ["incidents"]:
+                    return 200, {"incidents": self.incidents}
+                case ["versions", "rollback"]:
+                    return 200, {"version": self.versions[1], "files_since": []}
                 case ["disk"]:
                     return 200, {"seconds_left": 9.2 * 86_400}
                 case ["undo"]:

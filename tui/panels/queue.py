@@ -73,7 +73,8 @@ def middle(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Line:
     """What is most worth knowing of a job: progress, verdict, reason, result."""
     line = Line()
     if job.state == "processing" and job.why_waiting:
-        return line.add(printable(job.why_waiting, 200), "good")
+        words = printable(job.why_waiting, 200)
+        return line.add(words if len(words) <= width else "trained, not saved", "good")
     if job.state == "processing":
         share = job.fraction or 0.0
         filled, rest = bar(share, max(4, min(28, width - 6)), glyphs)
