@@ -59,6 +59,8 @@ def test_the_wait_is_bounded_and_then_the_steps_get_smaller(
 ) -> None:
     driver = make_driver()
     told = run(driver, wait_s=0.3, let_go=False)
-    assert [m.topic for m in told] == ["waiting", "waiting", "memory"]
+    # It may shrink more than once before the test hears of it and lets go.
+    assert [m.topic for m in told][:3] == ["waiting", "waiting", "memory"]
+    assert {m.topic for m in told[3:]} <= {"memory"}
     assert told[1].text == "there is no room yet" and "micro-batches are now" in told[2].text
     assert driver.ledger_ids() == {1}
