@@ -3,6 +3,7 @@ that was looked at."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,23 @@ def empty(state: Any) -> None:
     state.state, state.step = "idle", None
 
 
+def idle(state: Any) -> None:
+    state.jobs = [job for job in state.jobs if job["state"] == "completed"]
+    state.state = "idle"
+
+
+def thousand(state: Any) -> None:
+    state.jobs = sys.modules["screen_fake_daemon"].many_jobs(1000)
+    state._replace()
+
+
+def unsaved(state: Any) -> None:
+    state.jobs[0] |= {"fraction": 1.0, "why_waiting": "trained, waits for its checkpoint"}
+    state.said("info", "checkpoint", "checkpoint-12000: 1.2 GB in 3.1 s")
+    state.said("info", "training", "training is to pause")
+    state.events[0]["data"] = {"intent": "pause", "step": 15_000}
+
+
 Shot = tuple[str, tuple[int, int], Callable[[Any], None] | None, list[str], dict[str, Any]]
 SHOTS: list[Shot] = [
     ("training", (80, 24), None, [], {}),
@@ -52,6 +70,15 @@ SHOTS: list[Shot] = [
     ("light", (80, 24), None, ["1", "left"], {"palette": "light"}),
     ("ascii", (80, 24), None, [], {"glyphs": ASCII, "palette": "mono"}),
     ("lost", (80, 24), None, [], {}),
+    ("training", (160, 48), unsaved, [], {}),
+    ("idle", (80, 24), idle, [], {}),
+    ("idle", (120, 40), idle, [], {}),
+    ("paused", (60, 15), paused, [], {}),
+    ("degraded", (80, 24), degraded, [], {}),
+    ("no-gpu", (120, 40), no_gpu, [], {}),
+    ("empty", (120, 40), empty, [], {}),
+    ("thousand-jobs", (80, 24), thousand, [], {}),
+    ("lost", (200, 60), None, [], {}),
 ]  # fmt: skip
 
 

@@ -133,7 +133,8 @@ def job_row(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Row:
         known = "" if job.rows is None else f"{figures.short_count(job.rows)} rows"
         line.cell(known, shape.rows, "dim", right=True).add(" ")
     at = line.width
-    room = width - at - shape.eta - shape.priority - 4 - (shape.note + 1 if shape.note else 0)
+    eta_cells = 0 if job.state == "processing" and job.why_waiting else shape.eta
+    room = width - at - eta_cells - shape.priority - 4 - (shape.note + 1 if shape.note else 0)
     if job.state == "failed":
         room = width - at - shape.note - 3
     detail = middle(job, max(0, room), glyphs, paused)
@@ -141,7 +142,7 @@ def job_row(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Row:
     line.width = at + max(0, room)
     line.add(" ")
     if job.state != "failed":
-        line.cell(eta(job), shape.eta, quiet, right=True).add("  ")
+        line.cell(eta(job), eta_cells, quiet, right=True).add("  ")
         role = {"high": "high", "low": "low"}.get(job.priority, "")
         line.cell(PRIORITY_WORDS.get(job.priority, job.priority), shape.priority, quiet or role)
     if shape.note:
