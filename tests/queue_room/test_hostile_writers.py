@@ -187,9 +187,10 @@ def test_files_are_found_by_looking_where_inotify_cannot_be_had(tmp_path: Path) 
     harness.start()
     try:
         harness.post("/v1/training/pause")
-        for number in range(3):
-            name = f"{number}.jsonl"
+        names = ("a.jsonl", "b.jsonl")
+        for name in names:
             (harness.workspace.inbox / name).write_bytes(chat_rows(2, name))
+        for name in names:
             harness.until_job(name, "waiting")
         log = (harness.workspace.logs / "daemon.log").read_text()
         assert "watching the inbox" in log, "it was looked for, not told"
