@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Most of the tests' time is waiting for processes, so two at once fit on two cores.
+WORKERS ?= 2
 ROOMS := tui daemon engine data safety versions
 
 .PHONY: setup demo test lint format bench torture clean types
@@ -21,7 +23,7 @@ demo: setup
 	@$(BIN)/trainer-tui demo
 
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # mypy and import-linter want to see one package; the rooms are linked into one below build/.
 types:

@@ -35,6 +35,7 @@ from trainer_tui.queue.job import (
     names_of,
 )
 from trainer_tui.queue.report import Context, Report
+from trainer_tui.queue.row_hashes import ROW_HASHES_NAME
 from trainer_tui.queue.tally import Reject
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import DataProblem, Refused
@@ -119,7 +120,7 @@ def _report(workspace: Workspace, folder: Path, meta: Meta, context: Context) ->
             tokens = token_cache.build(workspace.cache, key, meta.file_sha256, rows)
             hashes = trained.hashes_of(tokens).tobytes()
             tokens.close()
-            durable.write_new(folder / trained.ROW_HASHES_NAME, hashes, 0o400)
+            durable.write_new(folder / ROW_HASHES_NAME, hashes, 0o400)
 
     try:
         outcome = report.make(path, meta.original_name, context, keep=keep)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainer_tui.queue import known, trained
+from trainer_tui.queue import known, row_hashes
 from trainer_tui.queue.base import NEXT_ID_NAME
 from trainer_tui.queue.job import (
     COMPLETED,
@@ -178,7 +178,7 @@ class Queue(QueueMoves):
             )
             job = self._rename(self._write_meta(job, meta), COMPLETED)
             if meta.file_sha256:
-                trained.remember(self.workspace, self.path(job), meta.file_sha256)
+                row_hashes.remember(self.workspace, self.path(job), meta.file_sha256)
             return job
 
     def fail(self, job_id: int, error: JobError, *, skipped_fraction: float | None = None) -> Job:

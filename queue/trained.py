@@ -19,35 +19,22 @@ from numpy.typing import NDArray
 
 from trainer_tui.data.row_reader import read_rows
 from trainer_tui.data.rows import Conversation
-from trainer_tui.data.token_cache import META_NAME as TOKEN_META_NAME
-from trainer_tui.data.token_cache import Meta as TokenMeta
-from trainer_tui.data.token_cache import TokenFile
+from trainer_tui.data.token_cache import META_NAME as TOKENS_META_NAME
+from trainer_tui.data.token_cache import Meta, TokenFile
 from trainer_tui.queue.job import COMPLETED, DATA_NAME, META_NAME, decode_meta
+from trainer_tui.queue.row_hashes import folder_of, remember
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import DataProblem
 from trainer_tui.safety.workspace import Workspace
 
-ROW_HASHES_NAME = "row_hashes"
 KEPT_ROWS = 8_000_000  # 64 MB, on disk and in memory
 READ_AGAIN_BYTES = 64 << 20  # a larger file is not read again for the sake of a warning
 Hashes = NDArray[np.uint64]  # first 8 bytes of `Conversation.identity`, sorted
 
 
-def folder_of(workspace: Workspace) -> Path:
-    return workspace.state / "data" / "trained"
-
-
 def hashes_of(tokens: TokenFile) -> Hashes:
     """Of the rows that a file trains."""
     return np.unique(np.asarray(tokens.row_hashes[:, 0], dtype="<u8"))
-
-
-def remember(workspace: Workspace, job: Path, file_sha256: str) -> None:
-    """A job's directory is completed: its hashes outlive it. A failure is no harm."""
-    folder = folder_of(workspace)
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        os.link(job / ROW_HASHES_NAME, folder / file_sha256)
 
 
 def load(workspace: Workspace) -> Hashes:
@@ -104,9 +91,9 @@ def _complete(workspace: Workspace) -> None:
 
 def _cached(cache: Path, wanted: Collection[str]) -> dict[str, Hashes]:
     found: dict[str, Hashes] = {}
-    for path in (cache / "tokens").glob(f"*/{TOKEN_META_NAME}"):
+    for path in (cache / "tokens").glob(f"*/{TOKENS_META_NAME}"):
         with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):  # evicted, or old
-            sha256 = msgspec.json.decode(path.read_bytes(), type=TokenMeta).file_sha256
+            sha256 = msgspec.json.decode(path.read_bytes(), type=Meta).file_sha256
             if sha256 in wanted and sha256 not in found:
                 found[sha256] = hashes_of(TokenFile(path.parent))
     return found

@@ -50,10 +50,11 @@ def test_only_the_engine_imports_torch(room: str) -> None:
     assert named == [] or room == "engine"
 
 
-def test_the_daemon_starts_without_torch() -> None:
+def test_the_daemon_starts_without_torch_or_transformers() -> None:
     code = (
-        "import sys, trainer_tui.daemon.__main__, trainer_tui.data.template;"
-        "assert 'torch' not in sys.modules"
+        "import sys, trainer_tui.daemon.daemon, trainer_tui.daemon.run;"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'textual'} & set(sys.modules);"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.end_to_end
 @pytest.mark.timeout(600)
 def test_the_demo_learns_although_its_trainer_is_killed(tmp_path: Path) -> None:
     root = tmp_path / "demo"
-    command = [COMMAND, "demo", "--headless", "--dir", str(root), "--rows", "400"]
+    command = [COMMAND, "demo", "--headless", "--dir", str(root), "--rows", "300"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         saved = root / "models" / "current_model"

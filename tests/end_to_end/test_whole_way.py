@@ -25,7 +25,7 @@ def starts(person: Person) -> None:
 
 def starts_slowly(person: Person) -> None:
     """With so many epochs that a file is still in training when the test interferes."""
-    person.types("config", "set", "epochs", "60")
+    person.types("config", "set", "epochs", "25")
     starts(person)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trainer_tui.data.token_cache import open_existing
-from trainer_tui.queue import report, trained
+from trainer_tui.queue import report, row_hashes, trained
 from trainer_tui.queue.job import Job
 from trainer_tui.queue.report import Context
 from trainer_tui.queue.report_command import main
@@ -206,20 +206,20 @@ def test_rows_trained_before_are_recognised_after_the_job_and_its_tokens_are_gon
 @pytest.mark.parametrize("lost", ["nothing more", "the job's hashes", "its tokens too"])
 def test_what_was_trained_is_found_out_again(lost: str, with_model: Workspace, row) -> None:
     queue, job = completed_job(with_model, rows_of(row, 40))
-    shutil.rmtree(trained.folder_of(with_model))
+    shutil.rmtree(row_hashes.folder_of(with_model))
     if lost != "nothing more":
-        (queue.path(job) / trained.ROW_HASHES_NAME).unlink()
+        (queue.path(job) / row_hashes.ROW_HASHES_NAME).unlink()
     if lost == "its tokens too":
         shutil.rmtree(with_model.cache)
     assert trained_before(with_model, [row("new?", "yes"), *rows_of(row, 20)]) == 20
-    assert len(list(trained.folder_of(with_model).iterdir())) == 1
+    assert len(list(row_hashes.folder_of(with_model).iterdir())) == 1
 
 
 def test_the_memory_of_trained_rows_has_a_bound(
     with_model: Workspace, row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     completed_job(with_model, rows_of(row, 40))
-    (old,) = trained.folder_of(with_model).iterdir()
+    (old,) = row_hashes.folder_of(with_model).iterdir()
     os.utime(old, (1, 1))
     newer = old.with_name("0" * 64)
     newer.write_bytes(b"".join(number.to_bytes(8, "little") for number in range(30)))

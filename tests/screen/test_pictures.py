@@ -15,7 +15,7 @@ from trainer_tui.tui.app import TrainerApp
 from trainer_tui.tui.glyphs import ASCII, UNICODE
 from trainer_tui.tui.reduce import LinkChanged
 from trainer_tui.tui.remote import Remote
-from trainer_tui.tui.view import Lost
+from trainer_tui.tui.view import Live, Lost
 
 
 def paused(state: Any) -> None:
@@ -98,8 +98,7 @@ def test_picture(
 
     async def look(pilot: Any) -> None:
         for _ in range(300):
-            known = app.view.status and "loss" in app.view.curves and app.view.jobs
-            if known or (name == "empty" and "loss" in app.view.curves):
+            if isinstance(app.view.link, Live):  # said when the whole snapshot has been read
                 break
             await pilot.pause(0.02)
         if name == "lost":
