@@ -87,7 +87,7 @@ class Daemon:
             self._run_tag,
         )
         self._training = Training(means)
-        self._training.blocker = "the trainer of the last daemon finishes its step"
+        self._training.blocker = "starting: a trainer of an earlier daemon is looked for"
         self._desk.on_change = self._training.poke
         self._desk.context = self._job_context
         self._keeper = Keeper(
@@ -233,6 +233,7 @@ class Daemon:
         """A trainer of a killed daemon finishes its step and commits before ours may start."""
         deadline_s = clock.monotonic_s() + ORPHAN_GRACE_S
         while left := await asyncio.to_thread(processes.tagged, f"{self._run_tag}:"):
+            self._training.blocker = "the trainer of the last daemon finishes its step"
             if clock.monotonic_s() > deadline_s:
                 self._teller.say("warning", "trainer", f"{len(left)} left-over processes ended")
                 for process in left:

@@ -134,9 +134,9 @@ def test_no_model_is_said_instead_of_crashing(serve):
     (daemon.workspace.models / "base" / "config.json").unlink()
     plant(daemon.workspace, "a.jsonl")
     daemon.start()
-    training = daemon.until_training("waiting")
-    assert "no model at" in training["reason"]
-    assert training["restarts"] == 0
+    wait_for(lambda: "no model at" in (daemon.training()["reason"] or ""), why="it is said")
+    assert daemon.training()["state"] == "waiting"
+    assert daemon.training()["restarts"] == 0
     (daemon.workspace.models / "base" / "config.json").write_text("{}")
     daemon.until_job("a.jsonl", "completed")
 
