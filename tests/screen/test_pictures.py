@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from screen_rest import at_rest
 
 from trainer_tui.safety import clock
 from trainer_tui.tui.app import TrainerApp
@@ -103,12 +104,13 @@ def test_picture(
             if isinstance(app.view.link, Live) and (not wide or "grad_norm" in app.view.curves):
                 break
             await pilot.pause(0.02)
+        await at_rest(app, pilot)
         if name == "lost":
             app.workers.cancel_group(app, "feed")
             lost = Lost(since_s=960.0, attempts=4, why="connection refused")
             app.hear(LinkChanged(lost, 1000.0))
         for key in keys:
             await pilot.press(key)
-        await pilot.pause(0.3)
+        await at_rest(app, pilot)
 
     assert snap_compare(app, terminal_size=size, run_before=look)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from screen_rest import at_rest
 from textual._compositor import ChopsUpdate
 
 from trainer_tui.tui.canvas import changes
@@ -83,12 +84,15 @@ async def test_the_thrifty_update_paints_the_same_picture(server: Any, stage: An
                 count += 1
             display(screen, renderable)
 
+        await at_rest(app, on.pilot)  # the first painting is whole for both and says nothing
         app._display = compare
         for key in ("j", "j", "1", "2", "k", "3", "j", "2", "J", "K"):
             await on.pilot.press(key)
         for _ in range(3):
+            before = count
             server.state.one_step()
             server.state.told()
+            await on.until(lambda before=before: count > before, "the step is painted")
         server.state.said("warning", "gradient", "gradient spike 漢字 4.1")
         await on.until(lambda: "spike" in on.text("events"), "the event")
         await on.pilot.pause(1.2)
