@@ -18,7 +18,7 @@ PARKED_IN_A_ROW = 2
 @dataclass(frozen=True, slots=True)
 class End:
     """`wait_status`: negative for a signal. `in_hand`: the job it was training, started
-    `attempts` times without progress, this one counted."""
+    `attempts` times without progress, this one counted. `killed`: a person had it killed."""
 
     wait_status: int
     asked_to_stop: bool
@@ -26,10 +26,13 @@ class End:
     ready: bool
     in_hand: int | None = None
     attempts: int = 0
+    killed: bool = False
 
     @property
     def meant(self) -> bool:
         """It ended because it was asked to. One that was still loading may just be killed."""
+        if self.killed:
+            return True
         if self.asked_to_stop and not self.ready:
             return True
         return self.wait_status == 0 and (self.said_stopping or self.asked_to_stop)

@@ -79,6 +79,7 @@ def router(house: House) -> APIRouter:
         wish = body or UndoBody()
         check_revision(request, wish.revision, house)
         said = await house.undo.undo(who(request), force=wish.force)
+        house.teller.say("info", "undo", f"{said} ({who(request)})")
         return json_response({"text": said, "status": house.status()})
 
     @routes.post("/redo", summary="Do it again")
@@ -86,6 +87,7 @@ def router(house: House) -> APIRouter:
         wish = body or UndoBody()
         check_revision(request, wish.revision, house)
         said = await house.undo.redo(who(request), force=wish.force)
+        house.teller.say("info", "undo", f"{said} ({who(request)})")
         return json_response({"text": said, "status": house.status()})
 
     return routes

@@ -86,6 +86,14 @@ def router(house: House) -> APIRouter:
         await commands.stop(training, who(request), now=wish.now)
         return done()
 
+    @routes.post("/training/kill", summary="End the trainer at once; unsaved steps are lost")
+    async def kill(request: Request, body: Body | None = None) -> Response:
+        check_revision(request, body.revision if body else None, house)
+        lost = await commands.kill(training, who(request))
+        words = f"the trainer was killed (asked by {who(request)}): {lost} unsaved steps are lost"
+        house.teller.say("warning", "training", words, lost_steps=lost)
+        return json_response({"status": house.status(), "lost_steps": lost})
+
     @routes.post("/training/skip", summary="Set the file in hand aside, keep what it taught")
     async def skip(request: Request, body: SkipBody | None = None) -> Response:
         wish = body or SkipBody()

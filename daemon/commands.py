@@ -1,5 +1,5 @@
-"""What a person asks of training, with the answer after the effect: pause, resume, stop, skip,
-checkpoint. Each writes the intent first where it changes it.
+"""What a person asks of training, with the answer after the effect: pause, resume, stop, kill,
+skip, checkpoint. Each writes the intent first where it changes it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from trainer_tui.daemon.training import Training
 from trainer_tui.safety.errors import NotFound, Refused
 
 EFFECT_TIMEOUT_S = 900.0
+KILL_TIMEOUT_S = 30.0
 
 
 async def pause(training: Training, by: str, *, release: bool) -> None:
@@ -57,6 +58,29 @@ async def stop(training: Training, by: str, *, now: bool) -> None:
         await training.until(
             lambda: training.present.asked == "stop_after_file" or training.trainer is None, 5.0
         )
+
+
+async def kill(training: Training, by: str) -> int:
+    """The trainer and all it started are killed, whatever they were doing; the intent becomes
+    `stopped`. What no checkpoint holds is lost: returns how many steps that is.
+
+    Raises:
+        Refused: no trainer runs, or it cannot die (it hangs in the kernel).
+    """
+    trainer = training.trainer
+    if trainer is None:
+        raise Refused("no trainer runs: there is nothing to kill", "to stand still: stop or pause")
+    step = training.step_of_now()
+    await training.set_intent("stopped", by, "killed")
+    await trainer.kill()
+    if not await training.until(lambda: training.trainer is not trainer, KILL_TIMEOUT_S):
+        raise Refused(
+            f"the trainer (pid {trainer.pid}) did not die within {KILL_TIMEOUT_S:.0f} s",
+            "it hangs in the kernel, perhaps on its disk or its GPU: trainer-tui doctor",
+        )
+    saved = training.figures.saved_step or 0
+    training.figures.global_step = saved  # what was beyond it is gone
+    return max(0, step - saved)
 
 
 async def skip(training: Training, desk: Desk, job_id: int | None) -> int:

@@ -50,7 +50,8 @@ class Trainer:
         self.tag = tag
         self.heartbeat = Path(spec.heartbeat)
         self.started_at_s = clock.monotonic_s()
-        self.ended_by_us = ""  # "hang" once the hang monitor has given it up
+        # "hang" once the hang monitor has given it up, "stop" once a person has had it killed
+        self.ended_by_us = ""
         self.peak_bytes = 0  # of physical memory, as the rounds saw it
         self.foreign_gpu_bytes: int | None = None  # what others held of the GPU, seen last
         self.oom_kills_before = crash.oom_kill_count()
@@ -92,6 +93,13 @@ class Trainer:
         """A process that is gone is no error."""
         with contextlib.suppress(ProcessLookupError, OSError):
             signal.pidfd_send_signal(self._pidfd, number)
+
+    async def kill(self) -> None:
+        """End it and all it started, at once: what no checkpoint holds is lost."""
+        self.ended_by_us = "stop"
+        self.signal(signal.SIGKILL)
+        for process in await asyncio.to_thread(processes.tagged, self.tag):
+            processes.send(process, signal.SIGKILL)
 
     def last_words(self) -> str:
         """The end of what it wrote to stdout and stderr; reads a file."""

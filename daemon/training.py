@@ -153,6 +153,7 @@ class Training(Hearing):
             ready=self.present.ready,
             in_hand=in_hand.id if in_hand else None,
             attempts=in_hand.attempts if in_hand else 0,
+            killed=trainer.ended_by_us == "stop",
         )
         await self.aftermath.end_leftovers(trainer)
         await self.collect(quick=False)

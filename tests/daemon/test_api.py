@@ -225,5 +225,8 @@ def test_undoing_what_another_viewer_did_needs_force(daemon, outside):
     assert "force" in refused.json["hint"]
     forced = daemon.call("POST", "/v1/undo", {"force": True}, {"X-Actor": "cli:bob"})
     assert forced.status == 200 and daemon.job("theirs.jsonl")["held"] is False
+    assert daemon.said("undone: ")[0]["text"].endswith("(cli:bob)"), "other viewers hear of it"
     assert daemon.call("POST", "/v1/redo", {}, {"X-Actor": "cli:bob"}).status == 409
+    again = daemon.call("POST", "/v1/redo", {"force": True}, {"X-Actor": "cli:bob"})
+    assert again.status == 200 and daemon.said("done again: ")[0]["topic"] == "undo"
     daemon.call("DELETE", f"/v1/jobs/{job['id']}")

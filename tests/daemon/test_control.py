@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from daemon_harness import Harness, make_workspace, plant, set_stub, wait_for
@@ -96,6 +97,27 @@ def test_stop_now_answers_after_the_trainer_has_gone(busy):
     assert daemon.job("a.jsonl")["state"] == "processing"
     daemon.post("/v1/training/resume")
     daemon.until_training("training")
+
+
+def test_a_killed_trainer_is_no_crash_and_what_is_lost_is_said(busy):
+    daemon = busy
+    daemon.post("/v1/training/checkpoint")
+    saved = daemon.training()["global_step"]
+    wait_for(lambda: daemon.training()["global_step"] > saved + 5)
+    restarts, trainer = daemon.training()["restarts"], daemon.training()["trainer_pid"]
+    answer = daemon.post("/v1/training/kill")
+    training = answer["status"]["training"]
+    assert training["state"] == training["intent"]["training"] == "stopped"
+    assert training["trainer_pid"] is None and not Path(f"/proc/{trainer}").exists()
+    assert answer["lost_steps"] > 0 and training["unsaved_steps"] == 0
+    assert f"{answer['lost_steps']} unsaved steps are lost" in daemon.said("was killed")[0]["text"]
+    refused = daemon.call("POST", "/v1/training/kill")
+    assert refused.status == 409 and "nothing to kill" in refused.json["detail"]
+    assert not list(daemon.workspace.incidents.glob("*/incident.json")), "no crash, no incident"
+    daemon.post("/v1/training/resume")
+    daemon.until_training("training")
+    assert daemon.training()["restarts"] == restarts
+    wait_for(lambda: daemon.training()["global_step"] > saved)
 
 
 def test_skip_sets_the_file_aside_and_retry_goes_on_from_there(serve):

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import typer
 
+from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import columns
 from trainer_tui.tui.context import context, print_json
@@ -109,9 +110,24 @@ def stop(
     now: Annotated[
         bool, typer.Option("--now", help="After this step, not after this file.")
     ] = False,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="At once: steps no checkpoint holds are lost.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --kill: do not ask.")] = False,
 ) -> None:
     """Stop training after the current file. The daemon stays up; `resume` starts again."""
-    _steer("stop", {"now": now})
+    if kill:
+        _kill(yes)
+    else:
+        _steer("stop", {"now": now})
+
+
+def _kill(yes: bool) -> None:
+    unsaved = context.client.get("/v1/status")["training"].get("unsaved_steps") or 0
+    if not yes and typer.prompt(f"{unsaved} unsaved steps would be lost. Type kill") != "kill":
+        raise Refused("nothing was killed", "--yes kills without asking")
+    found = context.client.post("/v1/training/kill")
+    print(f"killed: {found['lost_steps']} unsaved steps are lost; resume goes on")
 
 
 def skip(
