@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from watchfiles import awatch
+from watchfiles import Change, awatch
 
 from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.intake_worker import IntakeWorker, Reply
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.queue import intake
-from trainer_tui.queue.intake import Candidate
+from trainer_tui.queue.intake import Candidate, InboxLook
 from trainer_tui.queue.job import Job, Source
 from trainer_tui.queue.store import Duplicate, Queue
 from trainer_tui.safety import clock, durable
@@ -32,6 +33,9 @@ log = logging.getLogger("intake")
 SETTLING_LOOK_S = 0.25
 BUSY_AGAIN_S = 1.0
 FAILED_AGAIN_S = 30.0
+WORKER_DEATHS = 3
+LOOK_AGAIN_S = 0.25  # while files are taken; and never more than a share of the time
+LOOK_SHARE = 20
 WATCH_STEP_MS = 100
 WATCH_AGAIN_S = 2.0
 
@@ -49,6 +53,8 @@ class Inbox:
         self._wake = asyncio.Event()
         self._not_before: dict[Path, tuple[Source, float]] = {}
         self._said: dict[Path, Source] = {}
+        self._deaths: dict[Path, tuple[Source, int]] = {}
+        self._look_cost_s = 0.0
         self.why_not: Callable[[], str] = lambda: ""  # why nothing is taken now
 
     # --- the inbox -------------------------------------------------------------------------------
@@ -59,8 +65,11 @@ class Inbox:
         watching = asyncio.create_task(self._watch())
         try:
             while True:
-                wait_s = await self._look_once()
+                start_s = clock.monotonic_s()
                 self._wake.clear()
+                wait_s = await self._look_once()
+                # However often it is woken: half of the time at most goes into looking.
+                await asyncio.sleep(min(self._look_cost_s, clock.monotonic_s() - start_s))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._wake.wait()
@@ -82,11 +91,16 @@ class Inbox:
             log.info("%s had become a job already: its original is removed", path.name)
 
     async def _watch(self) -> None:
-        """Wake the loop on any change; the fallback scan works without it (no inotify left)."""
+        """Wake the loop when a file may have come; the fallback scan works without it (no inotify
+        left, or more events at once than the kernel keeps)."""
         while True:
             try:
                 async for _ in awatch(
-                    self._workspace.inbox, debounce=500, step=WATCH_STEP_MS, recursive=True
+                    self._workspace.inbox,
+                    watch_filter=_may_be_a_file,
+                    debounce=500,
+                    step=WATCH_STEP_MS,
+                    recursive=True,
                 ):
                     self._wake.set()
             except* (OSError, RuntimeError) as problems:
@@ -99,23 +113,52 @@ class Inbox:
         """Look, take what is ready, and say when to look again (seconds)."""
         if self.why_not():
             return self._settings.config.poll_interval
-        now_s = clock.monotonic_s()
-        found = await asyncio.to_thread(self._look.look, now_s)
-        for text in found.odd:
-            self._teller.say("warning", "inbox", text)
+        start_s = clock.monotonic_s()
+        found = await self._look_at()
+        self._look_cost_s = clock.monotonic_s() - start_s
+        again_s = start_s + max(LOOK_AGAIN_S, LOOK_SHARE * self._look_cost_s)
+        self._forget_others(found.ready)
         waits = [self._settings.config.poll_interval]
         if found.settling:
             waits.append(SETTLING_LOOK_S)
+        ahead_s = 0.0
         for candidate in found.ready:
-            source, again_s = self._not_before.get(candidate.path, (None, 0.0))
-            if source == candidate.source and again_s > clock.monotonic_s():
-                waits.append(again_s - clock.monotonic_s())
-                continue
-            if not await self._take(candidate):
-                continue
-            if self._wake.is_set():
-                return 0.0  # something came: a file of higher priority is not to wait
+            now_s = clock.monotonic_s()
+            if now_s >= again_s and self._wake.is_set():
+                return 0.0  # something came, and looking is cheap beside what was taken meanwhile
+            if now_s >= ahead_s:
+                await self._take_all(await self._look_at(above=candidate.priority))
+                ahead_s = clock.monotonic_s() + SETTLING_LOOK_S
+            waits.append(await self._take_when_due(candidate))
         return max(0.05, min(waits))
+
+    async def _look_at(self, above: str = "") -> InboxLook:
+        found = await asyncio.to_thread(self._look.look, clock.monotonic_s(), above)
+        for text in found.odd:
+            self._teller.say("warning", "inbox", text)
+        return found
+
+    async def _take_all(self, found: InboxLook) -> None:
+        """What came with a higher priority overtakes the list in hand."""
+        for candidate in found.ready:
+            await self._take_when_due(candidate)
+
+    async def _take_when_due(self, candidate: Candidate) -> float:
+        """Take it, or say in how many seconds to try (again)."""
+        source, again_s = self._not_before.get(candidate.path, (None, 0.0))
+        if source == candidate.source and again_s > clock.monotonic_s():
+            return again_s - clock.monotonic_s()
+        if not await asyncio.to_thread(intake.is_unchanged, candidate):
+            return SETTLING_LOOK_S
+        return math.inf if await self._take(candidate) else BUSY_AGAIN_S
+
+    def _forget_others(self, ready: list[Candidate]) -> None:
+        """What was put off and is not there any more."""
+        if self._not_before or self._said:
+            here = {candidate.path for candidate in ready}
+            for memory in (self._not_before, self._said, self._deaths):
+                for path in memory.keys() - here:
+                    del memory[path]
 
     async def _take(self, candidate: Candidate) -> bool:
         """Take one file; False when it has to wait."""
@@ -137,12 +180,26 @@ class Inbox:
     def _put_off(self, candidate: Candidate, reply: Reply) -> None:
         busy = reply.error_class == "busy"
         again_s = clock.monotonic_s() + (BUSY_AGAIN_S if busy else FAILED_AGAIN_S)
+        if reply.error_class == "worker_died" and self._died_often(candidate):
+            again_s = math.inf
         self._not_before[candidate.path] = (candidate.source, again_s)
         if not busy and self._said.get(candidate.path) != candidate.source:
             self._said[candidate.path] = candidate.source
             name = file_name_text(os.fsencode(candidate.path.name))
             text = f"inbox: {name} was not taken: {reply.message}"
             self._teller.say("warning", "inbox", text, hint=reply.hint)
+
+    def _died_often(self, candidate: Candidate) -> bool:
+        """Whether the worker has died of this very file so often that it is left alone."""
+        source, times = self._deaths.get(candidate.path, (candidate.source, 0))
+        times = times + 1 if source == candidate.source else 1
+        self._deaths[candidate.path] = candidate.source, times
+        if times == WORKER_DEATHS:
+            name = file_name_text(os.fsencode(candidate.path.name))
+            text = f"inbox: {name} ended the intake worker {times} times: it is left alone"
+            hint = "trainer-tui validate FILE; it is looked at again when it has changed"
+            self._teller.say("error", "inbox", text, hint=hint)
+        return times >= WORKER_DEATHS
 
     async def _set_duplicate_aside(self, candidate: Candidate, duplicate: Duplicate) -> None:
         """Its content is in the queue's care already; the second copy goes to the trash."""
@@ -201,6 +258,11 @@ class Inbox:
                 raise
 
         return await self._desk.ask(admit)
+
+
+def _may_be_a_file(change: Change, path: str) -> bool:
+    """What goes away (we remove originals ourselves) and unfinished names need no look."""
+    return change is not Change.deleted and not intake.is_unfinished(path.rpartition("/")[2])
 
 
 def _stamp() -> str:

@@ -141,7 +141,8 @@ def open_tokens(
 
     Args:
         file_sha256: of `data_file`; trusted, not computed again.
-        cap_bytes: evict least recently used ones above this, never the one asked for.
+        cap_bytes: evict least recently used ones above this, never the one asked for; looked at
+            only when something was built.
         progress: called after every few hundred rows while building (a heartbeat).
 
     Raises:
@@ -150,9 +151,10 @@ def open_tokens(
     """
     key = token_key(file_sha256, template, options)
     found = open_existing(cache, key)
-    if found is None:
-        rows = encode_file(data_file, template, options, intake)
-        found = build(cache, key, file_sha256, rows, progress=progress)
+    if found is not None:
+        return found
+    rows = encode_file(data_file, template, options, intake)
+    found = build(cache, key, file_sha256, rows, progress=progress)
     if cap_bytes is not None:
         evict(cache, cap_bytes, keep=key)
     return found
@@ -262,6 +264,11 @@ def evict(cache: Path, cap_bytes: int, keep: str = "") -> list[str]:
     Returns:
         The keys that went.
     """
+    return _evict(cache, cap_bytes, cap_bytes, keep)[0]
+
+
+def _evict(cache: Path, cap_bytes: int, until_bytes: int, keep: str) -> tuple[list[str], int]:
+    """Above the cap, down to `until_bytes`. Returns the keys that went and the bytes that stay."""
     tokens = cache / "tokens"
     entries, total = [], 0
     for folder in tokens.iterdir() if tokens.is_dir() else ():
@@ -269,19 +276,46 @@ def evict(cache: Path, cap_bytes: int, keep: str = "") -> list[str]:
             _drop_if_dead(cache, folder)
             continue
         with contextlib.suppress(FileNotFoundError):
-            size = sum(file.stat().st_size for file in folder.iterdir())
+            size = _size_bytes(folder)
             entries.append((folder.stat().st_mtime_ns, folder.name, size))
             total += size
-    gone = []
+    gone: list[str] = []
+    limit = until_bytes if total > cap_bytes else cap_bytes
     for _, name, size in sorted(entries):
-        if total <= cap_bytes:
+        if total <= limit:
             break
         if name != keep:
             with contextlib.suppress(FileNotFoundError):
                 durable.remove_tree(tokens / name)
             total -= size
             gone.append(name)
-    return gone
+    return gone, total
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+class CacheRoom:
+    """Keeps a cache below its cap while many files are built one after the other.
+
+    Everything is looked at once, and again only when what was built since may have filled the
+    cache; then a twentieth more goes, so that not every file looks at all others. What other
+    processes build meanwhile is seen at the next look.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._cap_bytes = 0
+        self._left_bytes = -1
+
+    def built(self, key: str, cap_bytes: int) -> None:
+        """The tokens of `key` were built; they stay."""
+        with contextlib.suppress(FileNotFoundError):
+            self._left_bytes -= _size_bytes(folder_of(self._cache, key))
+        if self._left_bytes < 0 or cap_bytes != self._cap_bytes:
+            _, stay = _evict(self._cache, cap_bytes, cap_bytes - cap_bytes // 20, key)
+            self._cap_bytes, self._left_bytes = cap_bytes, cap_bytes - stay
 
 
 def _drop_if_dead(cache: Path, staging: Path) -> None:

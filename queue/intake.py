@@ -70,32 +70,43 @@ class Inbox:
             (workspace.inbox, "normal"),
             (workspace.inbox / "low", "low"),
         )
-        self._seen: dict[str, tuple[Source, float]] = {}
-        self._said: set[str] = set()
+        self._seen: dict[str, dict[str, tuple[Source, float]]] = {}
+        self._said: dict[str, set[str]] = {}
 
-    def look(self, now_s: float) -> InboxLook:
-        """`now_s`: monotonic seconds. Files are ready in their order of name."""
+    def look(self, now_s: float, above: str = "") -> InboxLook:
+        """What is ready, by priority and then in the order of names.
+
+        Args:
+            now_s: monotonic seconds.
+            above: only at the folders of a higher priority than this one.
+        """
         found = InboxLook()
+        for folder, priority in self._folders:
+            if priority == above:
+                break
+            self._look_into(folder, priority, now_s, found)
+        return found
+
+    def _look_into(self, folder: Path, priority: str, now_s: float, found: InboxLook) -> None:
+        old = self._seen.get(priority, {})
         seen: dict[str, tuple[Source, float]] = {}
         odd: set[str] = set()
-        for folder, priority in self._folders:
-            for path, info in _entries(folder):
-                reason = _odd(path, info)
-                if reason is not None:
-                    odd.add(reason)
-                    continue
-                source = source_of(info)
-                before, since = self._seen.get(path, (None, now_s))
-                if before != source:
-                    since = now_s
-                seen[path] = source, since
-                if now_s - since >= SETTLE_S:
-                    found.ready.append(Candidate(Path(path), priority, source))
-                else:
-                    found.settling += 1
-        found.odd = sorted(odd - self._said)
-        self._seen, self._said = seen, odd
-        return found
+        for path, info in _entries(folder):
+            reason = _odd(path, info)
+            if reason is not None:
+                odd.add(reason)
+                continue
+            source = source_of(info)
+            before, since = old.get(path, (None, now_s))
+            if before != source:
+                since = now_s
+            seen[path] = source, since
+            if now_s - since >= SETTLE_S:
+                found.ready.append(Candidate(Path(path), priority, source))
+            else:
+                found.settling += 1
+        found.odd += sorted(odd - self._said.get(priority, set()))
+        self._seen[priority], self._said[priority] = seen, odd
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -104,7 +115,7 @@ def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         if folder.is_symlink():
             return
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not _unfinished(entry.name)]
+            found = [entry for entry in entries if not is_unfinished(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in sorted(found, key=lambda entry: entry.name):
@@ -116,7 +127,8 @@ def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
             yield entry.path, info
 
 
-def _unfinished(name: str) -> bool:
+def is_unfinished(name: str) -> bool:
+    """Names that a writer uses while it writes (and our own, while an original goes)."""
     return name.startswith(".") or name.endswith(_UNFINISHED)
 
 
@@ -127,6 +139,14 @@ def _odd(path: str, info: os.stat_result) -> str | None:
         return None
     name = file_name_text(os.fsencode(os.path.basename(path)))  # noqa: PTH119 - a text for speed
     return f"inbox: {printable(name, 80)} {kind}"
+
+
+def is_unchanged(candidate: Candidate) -> bool:
+    """Whether it is still what the look saw: a list of thousands takes its time."""
+    try:
+        return source_of(candidate.path.lstat()) == candidate.source
+    except OSError:
+        return False
 
 
 def kind_problem(info: os.stat_result) -> str | None:

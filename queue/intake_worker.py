@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import dataclasses
 import errno
 import logging
 import os
@@ -29,16 +30,17 @@ from typing import Any
 import msgspec
 
 from trainer_tui.data.validation import ValidationSet
-from trainer_tui.queue import report_context
+from trainer_tui.queue import report_context, trained
 from trainer_tui.queue.intake import Busy
 from trainer_tui.queue.job import COMPLETED
 from trainer_tui.queue.report import Context
-from trainer_tui.queue.staging import Order, SameContent, stage
-from trainer_tui.safety import config, logs
+from trainer_tui.queue.staging import Memory, Order, SameContent, stage
+from trainer_tui.safety import clock, config, logs
 from trainer_tui.safety.errors import ConfigProblem, DataProblem, Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace, find
 
 IDLE_EXIT_S = 60.0
+TRAINED_SHARE = 20
 MEMORY_BYTES = 6 << 30
 CPU_BASE_S = 300
 CPU_BYTES_PER_S = 50_000  # slower than any tokenizer on any machine this runs on
@@ -62,18 +64,31 @@ class _TimeUp(Exception):
 
 
 class Contexts:
-    """The report's context, built again when what it is made of has changed."""
+    """The report's context, built again when what it is made of has changed. What was trained
+    changes with every file that is: reading it takes a twentieth of the time at most."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._made_of: tuple[object, ...] = ()
+        self._completed: tuple[int, int, int] = (0, 0, 0)
+        self._trained_again_s = 0.0
         self._context: Context | None = None
+        self.memory = Memory(workspace)
 
     def now(self) -> Context:
         """Raises ConfigProblem."""
-        found = self._look()
+        found, completed = self._look(), _mark(self._workspace.queue / COMPLETED)
+        start_s = clock.monotonic_s()
         if self._context is None or found != self._made_of:
             self._context, self._made_of = report_context.build(self._workspace), found
+        elif completed != self._completed and start_s >= self._trained_again_s:
+            again = trained.load(self._workspace)
+            self._context = dataclasses.replace(self._context, trained=again)
+        else:
+            return self._context
+        now_s = clock.monotonic_s()
+        self._completed = completed
+        self._trained_again_s = now_s + TRAINED_SHARE * (now_s - start_s)
         return self._context
 
     def _look(self) -> tuple[object, ...]:
@@ -83,8 +98,7 @@ class Contexts:
         newest = ValidationSet.current(workspace.validation)
         names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         marks = tuple(_mark(model / name) for name in names)
-        completed = _mark(workspace.queue / COMPLETED)
-        return settings, marks, completed, newest.id if newest else ""
+        return settings, marks, newest.id if newest else ""
 
 
 def _mark(path: Path) -> tuple[int, int, int]:
@@ -103,7 +117,7 @@ def answer(line: bytes, workspace: Workspace, contexts: Contexts) -> dict[str, A
             return _no("usage", f"{request.do!r} is not something to do", "take")
         order = _order(request)
         _limit_time(order.path)
-        staged = stage(workspace, order, contexts.now())
+        staged = stage(workspace, order, contexts.now(), contexts.memory)
         meta = msgspec.to_builtins(staged.meta)
         return {
             "ok": True,

@@ -7,6 +7,7 @@ that still have a directory are known from there.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from trainer_tui.safety import durable
@@ -17,21 +18,50 @@ END = "."  # a line without it was torn
 
 def read(queue: Path) -> dict[str, int]:
     """sha256 -> job id. A torn last line (power cut) is left out."""
-    known: dict[str, int] = {}
-    try:
-        lines = (queue / FILE_NAME).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return known
-    for line in lines[:-1]:
+    found = Known(queue)
+    found.catch_up()
+    return found.holders
+
+
+class Known:
+    """The list followed by another process than the one that writes it: a question reads only
+    what was appended since the last, so it costs the same however long the list has become."""
+
+    def __init__(self, queue: Path) -> None:
+        self._path = queue / FILE_NAME
+        self._inode, self._read_bytes = 0, 0
+        self.holders: dict[str, int] = {}
+
+    def holder_of(self, sha256: str) -> int | None:
+        """The job that has this content, or had it."""
+        self.catch_up()
+        return self.holders.get(sha256)
+
+    def catch_up(self) -> None:
+        try:
+            stream = self._path.open("rb")
+        except FileNotFoundError:
+            self._inode, self._read_bytes, self.holders = 0, 0, {}
+            return
+        with stream:
+            info = os.fstat(stream.fileno())
+            if info.st_ino != self._inode or info.st_size < self._read_bytes:
+                self._inode, self._read_bytes, self.holders = info.st_ino, 0, {}
+            stream.seek(self._read_bytes)
+            whole, end, _ = stream.read().rpartition(b"\n")
+        self._read_bytes += len(whole) + len(end)
+        for line in whole.split(b"\n"):
+            self._note(line)
+
+    def _note(self, line: bytes) -> None:
         parts = line.decode("ascii", "replace").split()
         if len(parts) != 3 or parts[2] != END or not parts[1].isdigit():
-            continue
+            return
         sha256, job_id = parts[0], int(parts[1])
         if job_id:
-            known[sha256] = job_id
+            self.holders[sha256] = job_id
         else:
-            known.pop(sha256, None)
-    return known
+            self.holders.pop(sha256, None)
 
 
 def remember(queue: Path, sha256: str, job_id: int) -> None:

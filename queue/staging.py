@@ -21,7 +21,7 @@ from trainer_tui.data.encode import limits_of
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.rows import RowProblem
 from trainer_tui.data.template import EncodedRow
-from trainer_tui.queue import intake, known, report, trained
+from trainer_tui.queue import intake, report, trained
 from trainer_tui.queue.job import (
     DATA_NAME,
     ERROR_NAME,
@@ -34,6 +34,7 @@ from trainer_tui.queue.job import (
     encode_meta,
     names_of,
 )
+from trainer_tui.queue.known import Known
 from trainer_tui.queue.report import Context, Report
 from trainer_tui.queue.row_hashes import ROW_HASHES_NAME
 from trainer_tui.queue.tally import Reject
@@ -64,7 +65,17 @@ class Staged:
     meta: Meta
 
 
-def stage(workspace: Workspace, order: Order, context: Context) -> Staged:
+class Memory:
+    """What a worker keeps between files, so that the thousandth costs what the first did."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.known = Known(workspace.queue)
+        self.room = token_cache.CacheRoom(workspace.cache)
+
+
+def stage(
+    workspace: Workspace, order: Order, context: Context, memory: Memory | None = None
+) -> Staged:
     """Take a file.
 
     Raises:
@@ -75,13 +86,15 @@ def stage(workspace: Workspace, order: Order, context: Context) -> Staged:
     folder = workspace.queue / f"{durable.STAGING_PREFIX}{secrets.token_hex(8)}"
     durable.make_directory(folder)
     try:
-        return _stage(workspace, folder, order, context)
+        return _stage(workspace, folder, order, context, memory or Memory(workspace))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _stage(workspace: Workspace, folder: Path, order: Order, context: Context) -> Staged:
+def _stage(
+    workspace: Workspace, folder: Path, order: Order, context: Context, memory: Memory
+) -> Staged:
     names = names_of(order.path)
     meta = Meta(**names, priority=order.priority, added_by=order.added_by)
     try:
@@ -93,10 +106,11 @@ def _stage(workspace: Workspace, folder: Path, order: Order, context: Context) -
     meta = msgspec.structs.replace(
         meta, source=copied.source, file_sha256=copied.sha256, bytes=copied.bytes
     )
-    holder = None if order.again else find_holder(workspace.queue, copied.sha256)
+    # The daemon asks again when it admits: between the two another file may have come.
+    holder = None if order.again else memory.known.holder_of(copied.sha256)
     if holder is not None:
         return _duplicate(folder, order, meta, holder)
-    found = _report(workspace, folder, meta, context)
+    found = _report(workspace, folder, meta, context, memory)
     meta = _with_report(meta, found, context.template is not None)
     if found.verdict == "block":
         error = JobError(
@@ -108,10 +122,12 @@ def _stage(workspace: Workspace, folder: Path, order: Order, context: Context) -
     return _finish(folder, meta)
 
 
-def _report(workspace: Workspace, folder: Path, meta: Meta, context: Context) -> Report:
+def _report(
+    workspace: Workspace, folder: Path, meta: Meta, context: Context, memory: Memory
+) -> Report:
     """Report and tokens in one pass over the copy."""
     path = folder / DATA_NAME
-    keep = None
+    keep, key = None, ""
     if context.template is not None:
         options = TokenOptions.from_config(context.config)
         key = token_cache.token_key(meta.file_sha256, context.template, options)
@@ -129,8 +145,8 @@ def _report(workspace: Workspace, folder: Path, meta: Meta, context: Context) ->
     except DataProblem as problem:
         found, rejects = report.unreadable(meta.original_name, meta.bytes, problem, context), []
     _write_report(folder, found, rejects)
-    if context.template is not None:
-        token_cache.evict(workspace.cache, int(context.config.disk.cache_gb * 1e9))
+    if key:
+        memory.room.built(key, int(context.config.disk.cache_gb * 1e9))
     return found
 
 
@@ -200,8 +216,3 @@ def _finish(folder: Path, meta: Meta) -> Staged:
     durable.write_new(folder / META_NAME, encode_meta(meta))
     durable.sync_directory(folder)
     return Staged(folder, meta)
-
-
-def find_holder(queue: Path, file_sha256: str) -> int | None:
-    """The job that has this content, or had it. The daemon asks again when it admits."""
-    return known.read(queue).get(file_sha256)
