@@ -132,7 +132,7 @@ def twenty_versions(place: Path, store: VersionStore, megabytes: int) -> list[tu
 
     Each version is of another checkpoint, so nothing but weights that differ is counted.
     """
-    small = max(1, megabytes // 20)
+    alike = twenty_of_one(place, megabytes)
     workspace = Workspace(place / "twenty")
     workspace.root.mkdir()
     workspace.config_file.write_text("")
@@ -140,7 +140,7 @@ def twenty_versions(place: Path, store: VersionStore, megabytes: int) -> list[tu
     twenty = VersionStore(workspace)
     plain = 0
     for step in range(1, VERSIONS + 1):
-        folder = write_checkpoint(workspace, step, small)
+        folder = write_checkpoint(workspace, step, megabytes, durably=False)
         plain += bytes_on_disk([folder])
         twenty.create(folder, "")
         keeping.apply(workspace, Config())
@@ -148,9 +148,11 @@ def twenty_versions(place: Path, store: VersionStore, megabytes: int) -> list[tu
     kept = bytes_on_disk([workspace.current_model])
     versions_alone = used - kept
     one = plain / VERSIONS
+    shutil.rmtree(workspace.root)
     return [
+        alike,
         (
-            f"{VERSIONS} versions of {VERSIONS} checkpoints ({small} MB of weights each)",
+            f"{VERSIONS} versions of {VERSIONS} checkpoints, all different",
             f"{used / MB:.0f} MB",
             f"with the 5 checkpoints that stay; {versions_alone / MB:.0f} MB more than those alone",
         ),
@@ -160,6 +162,22 @@ def twenty_versions(place: Path, store: VersionStore, megabytes: int) -> list[tu
             "",
         ),
     ]
+
+
+def twenty_of_one(place: Path, megabytes: int) -> tuple[str, str, str]:
+    """What 20 versions of one and the same checkpoint add to it."""
+    workspace = Workspace(place / "alike")
+    workspace.root.mkdir()
+    workspace.config_file.write_text("")
+    workspace.prepare()
+    folder = write_checkpoint(workspace, 1, megabytes, durably=False)
+    before = bytes_on_disk([workspace.models])
+    for _ in range(VERSIONS):
+        VersionStore(workspace).create(folder, "")
+    added = bytes_on_disk([workspace.models]) - before
+    shutil.rmtree(workspace.root)
+    note = f"20 plain copies of it: {VERSIONS * before / MB:.0f} MB"
+    return f"{VERSIONS} versions of one checkpoint add", f"{added / MB:.1f} MB", note
 
 
 def bytes_on_disk(folders: list[Path]) -> int:
@@ -177,7 +195,9 @@ def new_bytes(folder: Path) -> int:
     return sum(entry.st_size for entry in found if entry.st_nlink == 1)
 
 
-def write_checkpoint(workspace: Workspace, step: int, megabytes: int, lineage: int = 0) -> Path:
+def write_checkpoint(
+    workspace: Workspace, step: int, megabytes: int, lineage: int = 0, durably: bool = True
+) -> Path:
     """Weights in bf16-sized random bytes over four shards, and an optimizer three times as large
     over as many files, as a full fine-tuning run with fp32 masters leaves behind."""
     final = workspace.current_model / f"checkpoint-{step}"
@@ -192,8 +212,9 @@ def write_checkpoint(workspace: Workspace, step: int, megabytes: int, lineage: i
             tensor = random.integers(0, 1 << 16, count, np.uint16)
             save_file({"tensor": tensor}, staging / name)
             entries.append(checkpoints.entry_for(staging, name, role))  # type: ignore[arg-type]
-            with (staging / name).open("rb") as stream:
-                os.fsync(stream.fileno())
+            if durably:
+                with (staging / name).open("rb") as stream:
+                    os.fsync(stream.fileno())
     sealed = Manifest(
         created_at=datetime.now(UTC).isoformat(),
         global_step=step,

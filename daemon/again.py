@@ -7,6 +7,7 @@ a restore took out of the model. The old job stays as history.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 
 import msgspec
 
@@ -22,7 +23,7 @@ from trainer_tui.queue.job import (
 )
 from trainer_tui.queue.store import Queue
 from trainer_tui.safety import durable
-from trainer_tui.safety.errors import Refused
+from trainer_tui.safety.errors import Refused, TrainerTuiError
 
 
 def train_again(queue: Queue, job_id: int, added_by: str) -> Job:
@@ -61,6 +62,23 @@ def train_again(queue: Queue, job_id: int, added_by: str) -> Job:
     except BaseException:
         queue.discard(staged)
         raise
+
+
+def back_to_the_queue(
+    queue: Queue, job_ids: Iterable[int], added_by: str
+) -> tuple[list[Job], list[str]]:
+    """`train_again` for what a restore took out of the model, in the order of `job_ids`.
+
+    Returns:
+        The jobs that wait now, and a sentence for each one that could not be queued.
+    """
+    waiting, problems = [], []
+    for job_id in job_ids:
+        try:
+            waiting.append(train_again(queue, job_id, added_by))
+        except TrainerTuiError as problem:
+            problems.append(f"#{job_id} stays out of the queue: {problem.message}")
+    return waiting, problems
 
 
 def lost(queue: Queue, committed_at: str) -> list[Job]:

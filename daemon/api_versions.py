@@ -9,7 +9,8 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer_tui.daemon.api_training import Body
+from trainer_tui.daemon import again
+from trainer_tui.daemon.api_training import Body, who
 from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import json_response
 from trainer_tui.daemon.revision import check_revision
@@ -31,9 +32,31 @@ class Export(Body):
 
 
 class Restore(Body):
-    """`weights_only`: leave the optimizer out, a way round a damaged optimizer part."""
+    """`weights_only`: leave the optimizer out, a way round a damaged optimizer part. `requeue`:
+    files trained since go back to the queue; else they stay done, and out of the model."""
 
     weights_only: bool = False
+    requeue: bool = False
+
+
+class Undone(Body):
+    """`requeue`: as in `Restore`."""
+
+    requeue: bool = False
+
+
+async def _restored(house: House, restored: dict[str, Any], requeue: bool, by: str) -> Response:
+    """The reply, once the files trained since wait again in the order they were trained in."""
+    jobs, problems = [], list[str]()
+    if requeue:
+        ids = [file["job_id"] for file in reversed(restored["files_since"])]
+        jobs, problems = await house.desk.ask(lambda queue: again.back_to_the_queue(queue, ids, by))
+        for job in jobs:
+            text = f"#{job.meta.parent_job} {job.name} is queued once more as #{job.id}"
+            house.teller.say("info", "job", text, job=job.id)
+    views = [await house.desk.view(job.id) for job in jobs]
+    document = {"restored": restored, "requeued": views, "not_requeued": problems}
+    return json_response({**document, "status": house.status()})
 
 
 def router(house: House) -> APIRouter:
@@ -67,10 +90,11 @@ def _add_emergencies(routes: APIRouter, house: House) -> None:
         return json_response({"emergencies": [entry.as_dict() for entry in found]})
 
     @routes.post("/emergencies/{number}/restore", summary="Undo a restore")
-    async def restore(number: Number, request: Request, body: Body | None = None) -> Response:
-        check_revision(request, body.revision if body else None, house)
+    async def restore(number: Number, request: Request, body: Undone | None = None) -> Response:
+        wish = body or Undone()
+        check_revision(request, wish.revision, house)
         restored = await keeper.restore_emergency(number)
-        return json_response({"restored": restored, "status": house.status()})
+        return await _restored(house, restored, wish.requeue, who(request))
 
 
 def _add_reading(routes: APIRouter, house: House) -> None:
@@ -126,14 +150,14 @@ def _add_changing(routes: APIRouter, house: House) -> None:
         wish = body or Restore()
         check_revision(request, wish.revision, house)
         restored = await keeper.rollback(weights_only=wish.weights_only)
-        return json_response({"restored": restored, "status": house.status()})
+        return await _restored(house, restored, wish.requeue, who(request))
 
     @routes.post("/{number}/restore", summary="Commit a version again as the newest state")
     async def restore(number: Number, request: Request, body: Restore | None = None) -> Response:
         wish = body or Restore()
         check_revision(request, wish.revision, house)
         restored = await keeper.restore(number, weights_only=wish.weights_only)
-        return json_response({"restored": restored, "status": house.status()})
+        return await _restored(house, restored, wish.requeue, who(request))
 
     @routes.post("/{number}/verify", summary="Hash every file")
     async def verify(number: Number) -> Response:

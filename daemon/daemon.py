@@ -43,6 +43,7 @@ from trainer_tui.safety.locks import Lock
 from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.notify import Notifier
 from trainer_tui.safety.workspace import Workspace
+from trainer_tui.versions import keeping
 
 log = logging.getLogger("daemon")
 END_TIMEOUT_S = 300.0  # for the trainer's last step and commit
@@ -85,6 +86,7 @@ class Daemon:
             self._teller,
             self._entry,
             self._run_tag,
+            self._meters,
         )
         self._training = Training(means)
         self._training.blocker = "starting: a trainer of an earlier daemon is looked for"
@@ -143,6 +145,7 @@ class Daemon:
         house = self._assemble()
         await asyncio.to_thread(self._undo.load)
         await self._remember_figures()
+        await self._remember_best()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
         await self._keeper.refresh()
@@ -218,14 +221,22 @@ class Daemon:
         wanted = ["loss", "val_loss", "learning_rate", "grad_norm"]
         try:
             known = await asyncio.wrap_future(self._history.last_values(wanted))
-            best = await asyncio.wrap_future(self._history.lowest("val_loss"))
         except Exception as problem:  # noqa: BLE001 - an edge: history is never needed
             log.warning("history could not be read: %s", problem)
             return
         figures = self._training.figures
         for name, (_, value) in known.items():
             setattr(figures, name, value)
-        figures.best_val_loss = best
+
+    async def _remember_best(self) -> None:
+        """History mixes slices and sets; what is committed says of which set its figure is."""
+        try:
+            best = await self._keeper.ask(lambda store: keeping.best_known(store.workspace))
+        except OSError as problem:
+            log.warning("the best figure could not be read: %s", problem)
+            return
+        if best is not None:
+            self._training.figures.remember_best(best.set_id, best.loss)
 
     # --- beginning and context ------------------------------------------------------------------
 

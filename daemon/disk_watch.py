@@ -188,7 +188,8 @@ class DiskWatch:
         ]
 
     def preview(self) -> dict[str, Any]:
-        """`GET /v1/disk`: the figures, and what would go first; in a thread. Deletes nothing."""
+        """`GET /v1/disk`: the figures, and all that would go, in its order, with the bytes that
+        come back then; in a thread. Deletes nothing."""
         found = self.measure()
         owners: Iterable[Owner] = (TrashOwner(self._workspace), CacheOwner(self._workspace))
         would_go = [
@@ -197,6 +198,12 @@ class DiskWatch:
             for owner in owners
             for offer in owner.offers()
         ]  # fmt: skip
+        versions = VersionsOwner(self._workspace, self._settings.config)
+        would_go += [
+            {"owner": versions.name, "what": entry.what, "why": entry.why, "bytes": entry.bytes}
+            for entry in versions.preview()
+            if entry.bytes  # what frees nothing by then is not let go for space
+        ]
         return {
             "free_bytes": found.free_bytes,
             "floor_bytes": found.floor_bytes,

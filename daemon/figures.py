@@ -147,6 +147,10 @@ class Figures:
         name = SERIES_OF.get(message.series, message.series)
         return points(message.global_step, {name: message.loss}), best
 
+    def remember_best(self, set_id: str, loss: float) -> None:
+        """The best whole look of what is kept, after a restart."""
+        self.val_set, self.seen_evaluations, self.best_val_loss = set_id, 1, loss
+
     def _best(self, message: Evaluated) -> bool:
         """Slices are of other rows each time, and a new set begins anew."""
         if message.set_id != self.val_set:

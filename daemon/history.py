@@ -117,11 +117,6 @@ class History:
         """The newest (step, value) of each series that has any."""
         return self.ask(lambda base: _last_values(base, series))
 
-    def lowest(self, series: str) -> Future[float | None]:
-        """The least value a series ever had."""
-        question = "SELECT min(low) FROM buckets WHERE series = ? AND width = 65536"
-        return self.ask(lambda base: _one(base, question, series))
-
     def prune(self) -> None:
         """Let go of the oldest events beyond `EVENTS_KEPT`."""
         oldest = "SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from trainer_tui.safety.config import Versioning
 from trainer_tui.safety.manifest import Manifest
+from trainer_tui.versions.best import figure_of
 from trainer_tui.versions.records import Version
-from trainer_tui.versions.retention import FIXED, best_versions
 
 BETTER_BY = 0.005  # a new best counts when the fixed loss fell by half a percent of the old one
 
@@ -33,20 +32,17 @@ def due(sealed: Manifest, versions: Iterable[Version], policy: Versioning) -> st
         since = sealed.global_step - (latest.global_step if latest else 0)
         if since >= policy.every_steps:
             return f"every {policy.every_steps} steps: step {sealed.global_step}"
-    if policy.on_new_best and _is_new_best(sealed, known):
-        return f"best so far: {sealed.validation[FIXED]:.4f} at step {sealed.global_step}"
-    return None
+    return _new_best(sealed, known) if policy.on_new_best else None
 
 
-def _is_new_best(sealed: Manifest, versions: list[Version]) -> bool:
-    loss = sealed.validation.get(FIXED, math.nan)
-    if not math.isfinite(loss) or _of_the_untrained(sealed):
-        return False
-    best = best_versions(versions, 1)
-    return not best or loss < best[0].validation[FIXED] * (1 - BETTER_BY)
-
-
-def _of_the_untrained(sealed: Manifest) -> bool:
-    """The loss was measured before the first step: it says nothing of what was learnt."""
-    measured = sealed.extra.get("measured")
-    return isinstance(measured, list) and measured[:1] == [0]
+def _new_best(sealed: Manifest, versions: list[Version]) -> str | None:
+    """Against versions measured with the same set; the first of a set begins a new best."""
+    found = figure_of(sealed)
+    if found is None or found.step == 0:  # measured before the first step: nothing was learnt
+        return None
+    rivals = [v.figure for v in versions if v.state == "ok" and v.figure is not None]
+    same = [rival.loss for rival in rivals if rival.set_id == found.set_id]
+    if same and found.loss >= min(same) * (1 - BETTER_BY):
+        return None
+    what = "best so far on a new validation set" if rivals and not same else "best so far"
+    return f"{what}: {found.loss:.4f} at step {sealed.global_step}"

@@ -8,25 +8,30 @@ from typing import Any
 
 from trainer_tui.safety import manifest
 from trainer_tui.safety.errors import Corrupt
-from trainer_tui.versions import impact, trained
+from trainer_tui.versions import best, impact, trained
 from trainer_tui.versions.records import TrainedFile, Version, VersionRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A figure or setting in both; None where one of them does not have it."""
+    """A figure or setting in both; None where one of them does not have it. `comparable`: the two
+    are of the same rows, so that their difference means something."""
 
     first: Any
     second: Any
+    comparable: bool = True
 
     @property
     def by(self) -> float | None:
+        if not self.comparable:
+            return None
         if isinstance(self.first, int | float) and isinstance(self.second, int | float):
             return self.second - self.first
         return None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"first": self.first, "second": self.second, "by": self.by}
+        change = {"first": self.first, "second": self.second, "by": self.by}
+        return change if self.comparable else {**change, "comparable": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,6 @@ def compare(ledger: Path, first: Version, second: Version) -> Difference:
     """
     one, two = _record(first), _record(second)
     only_one, only_two = trained.parted(ledger, one.ledger, two.ledger)
-    sets = sorted(one.validation.keys() | two.validation.keys())
     return Difference(
         first=one.name,
         second=two.name,
@@ -77,9 +81,7 @@ def compare(ledger: Path, first: Version, second: Version) -> Difference:
         tokens=two.tokens - one.tokens,
         only_first=tuple(TrainedFile.of(entry) for entry in only_one),
         only_second=tuple(TrainedFile.of(entry) for entry in only_two),
-        validation={
-            name: Change(one.validation.get(name), two.validation.get(name)) for name in sets
-        },
+        validation=_validation(first, second),
         settings=_settings(first, one, second, two),
     )
 
@@ -88,6 +90,19 @@ def _record(version: Version) -> VersionRecord:
     if version.record is None:
         raise Corrupt(f"{version.name} cannot be compared: {version.problem}")
     return version.record
+
+
+def _validation(first: Version, second: Version) -> dict[str, Change]:
+    """The fixed set compares with itself alone; the other series are of one file's own rows."""
+    names = sorted(first.validation.keys() | second.validation.keys())
+    known = first.figure is not None and second.figure is not None
+    same = not known or first.figure.set_id == second.figure.set_id  # type: ignore[union-attr]
+    return {
+        name: Change(
+            first.validation.get(name), second.validation.get(name), name == best.FIXED and same
+        )
+        for name in names
+    }
 
 
 def _settings(

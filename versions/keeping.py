@@ -19,7 +19,8 @@ from trainer_tui.safety.config import Config
 from trainer_tui.safety.disk import exclusive_bytes
 from trainer_tui.safety.errors import Corrupt, Refused
 from trainer_tui.safety.workspace import Workspace
-from trainer_tui.versions import bundle, check, emergency, retention, shelf, trash
+from trainer_tui.versions import best, bundle, check, emergency, retention, shelf, trash
+from trainer_tui.versions.best import Figure
 from trainer_tui.versions.check import Verified
 from trainer_tui.versions.emergency import Emergency
 from trainer_tui.versions.layout import (
@@ -79,12 +80,24 @@ def survey(layout: Layout) -> Survey:
                 folder=folder,
                 name=name,
                 state="corrupt" if bad and seen.state == "ok" else seen.state,
-                validation=sealed.validation.get(retention.FIXED) if sealed else None,
+                figure=best.figure_of(sealed) if sealed else None,
                 pinned=(layout.pins / folder.name).exists(),
                 weights_only=sealed.weights_only if sealed else True,
             )
         )
     return Survey(found, shelf.list_versions(layout), emergency.list_all(layout))
+
+
+def best_known(workspace: Workspace) -> Figure | None:
+    """The best figure of all that is kept, on the set that the current model was measured with."""
+    found = survey(Layout(workspace))
+    newest_first = sorted(found.checkpoints, key=lambda point: point.name, reverse=True)
+    figures = [point.figure for point in newest_first if point.state == "ok" and point.figure]
+    if not figures:
+        return None
+    figures += [v.figure for v in found.versions if v.state == "ok" and v.figure]
+    same = [figure for figure in figures if figure.set_id == figures[0].set_id]
+    return min(same, key=lambda figure: figure.loss)
 
 
 def preview(workspace: Workspace, config: Config) -> Plan:

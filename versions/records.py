@@ -17,6 +17,7 @@ import msgspec
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import FileEntry, LedgerEntry, LedgerHead
+from trainer_tui.versions.best import Figure
 from trainer_tui.versions.layout import Layout
 
 VERSION_RECORD = "VERSION.json"
@@ -129,7 +130,7 @@ class Version:
     """A version as it stands on disk. `record` is None when `VERSION.json` cannot be read.
 
     `live`: the current model grew from it; `current`: the nearest such one. `bytes` counts each
-    file whole, shared or not.
+    file whole, shared or not. `figure`: of the fixed set, with the set it is of.
     """
 
     number: int
@@ -143,6 +144,7 @@ class Version:
     weights_only: bool
     live: bool
     current: bool
+    figure: Figure | None = None
 
     @property
     def global_step(self) -> int:
@@ -179,6 +181,8 @@ class Version:
             "files": [file.as_dict() for file in files[:files_at_most]],
             "files_more": len(files) > files_at_most or bool(record and record.files_more),
             "validation": self.validation,
+            "validation_set": (self.figure.set_id or None) if self.figure else None,
+            "measured_at": self.figure.step if self.figure else None,
             "config_hash": record.config_hash if record else None,
             "template_hash": record.template_hash if record else None,
             "tokenizer_hash": record.tokenizer_hash if record else None,

@@ -225,12 +225,14 @@ def _renewed(
 
 
 def _moved(extra: dict[str, Any], steps: int) -> dict[str, Any]:
-    """A cool-down begins at a global step, which is called differently on the new lineage."""
-    match extra.get("cool_down"):
-        case [int(origin), *rest]:
-            return {**extra, "cool_down": [origin + steps, *rest]}
-        case _:
-            return extra
+    """What is noted with a global step, which is called differently on the new lineage. Step 0 is
+    called so on every one."""
+    moved = dict(extra)
+    for name in ("cool_down", "measured"):
+        match extra.get(name):
+            case [int(at), *rest] if at or name == "cool_down":
+                moved[name] = [at + steps, *rest]
+    return moved
 
 
 def optimizer_part(folder: Path) -> Path | None:

@@ -7,7 +7,6 @@ Doing it is `keeping`'s part, which proves what is kept before anything goes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,23 @@ from typing import Any, Literal
 
 from trainer_tui.safety.checkpoints import CheckpointName
 from trainer_tui.safety.config import Retention
+from trainer_tui.versions import best
+from trainer_tui.versions.best import Figure
 from trainer_tui.versions.emergency import Emergency
 from trainer_tui.versions.records import State, Version
 from trainer_tui.versions.shelf import PROTECTED_NEWEST
 
 Action = Literal["trash", "thin"]
-FIXED = "fixed"  # the validation series that says which one is best
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint folder as retention sees it. `validation`: loss on the fixed set, if known."""
+    """A checkpoint folder as retention sees it. `figure`: of the fixed set, if known."""
 
     folder: Path
     name: CheckpointName
     state: State
-    validation: float | None
+    figure: Figure | None
     pinned: bool
     weights_only: bool
 
@@ -94,8 +94,8 @@ def _plan_checkpoints(checkpoints: Sequence[Checkpoint], newest: int) -> Plan:
     keep: dict[Path, str] = {}
     for checkpoint in sound[:newest]:
         keep[checkpoint.folder] = f"one of the {newest} newest checkpoints"
-    if best := _best(sound, 1):
-        keep.setdefault(best[0].folder, "the best on the fixed validation set")
+    for checkpoint in _best(sound):
+        keep.setdefault(checkpoint.folder, "the best on its fixed validation set")
     for checkpoint in checkpoints:
         if checkpoint.pinned:
             keep.setdefault(checkpoint.folder, "pinned")
@@ -124,23 +124,18 @@ def _sound_checkpoints(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
     return sorted(by_step.values(), key=lambda found: found.name, reverse=True)
 
 
-def _best(found: Iterable[Checkpoint], count: int) -> list[Checkpoint]:
-    measured = [
-        (checkpoint.validation, checkpoint)
-        for checkpoint in found
-        if checkpoint.validation is not None and math.isfinite(checkpoint.validation)
-    ]
-    return [entry for _, entry in sorted(measured, key=lambda pair: pair[0])[:count]]
+def _best(newest_first: Sequence[Checkpoint]) -> list[Checkpoint]:
+    return best.leaders(
+        newest_first, lambda found: found.figure, lambda found: found.name.global_step, 1
+    )
 
 
 def best_versions(versions: Iterable[Version], count: int) -> list[Version]:
-    """The sound ones with the lowest loss on the fixed set, best first."""
-    measured = [
-        (version.validation[FIXED], -version.number, version)
-        for version in versions
-        if version.state == "ok" and math.isfinite(version.validation.get(FIXED, math.nan))
-    ]
-    return [version for _, _, version in sorted(measured, key=lambda entry: entry[:2])[:count]]
+    """The sound ones with the lowest loss on the fixed set, best first (see `best.leaders`)."""
+    sound = sorted((v for v in versions if v.state == "ok"), key=lambda v: v.number, reverse=True)
+    return best.leaders(
+        sound, lambda version: version.figure, lambda version: version.global_step, count
+    )
 
 
 def _plan_versions(versions: Sequence[Version], policy: Retention) -> Plan:
@@ -154,7 +149,7 @@ def _plan_versions(versions: Sequence[Version], policy: Retention) -> Plan:
     for version in sound[:newest]:
         keep[version.folder] = f"one of the {newest} newest versions"
     for version in best_versions(sound, policy.best_versions):
-        keep.setdefault(version.folder, "one of the best on the fixed validation set")
+        keep.setdefault(version.folder, "one of the best on its fixed validation set")
     for version in _last_of_each_day(sound, policy.daily_days):
         keep.setdefault(version.folder, "the last of its day")
     for version in versions:
@@ -213,8 +208,8 @@ def for_space(
     """
     sound = _sound_checkpoints(checkpoints)
     keep = {checkpoint.folder: "one of the two newest checkpoints" for checkpoint in sound[:2]}
-    for checkpoint in _best(sound, 1):
-        keep.setdefault(checkpoint.folder, "the best on the fixed validation set")
+    for checkpoint in _best(sound):
+        keep.setdefault(checkpoint.folder, "the best on its fixed validation set")
     for checkpoint in checkpoints:
         if checkpoint.pinned:
             keep[checkpoint.folder] = "pinned"

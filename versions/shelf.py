@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer_tui.safety.errors import Corrupt
-from trainer_tui.versions import check, emergency, line, records
+from trainer_tui.versions import best, check, emergency, line, records
 from trainer_tui.versions.layout import (
     OPTIMIZER_PART,
     Layout,
@@ -83,6 +83,7 @@ def examine(layout: Layout, number: int, folder: Path) -> Version:
         weights_only=part is None,
         live=False,
         current=False,
+        figure=best.figure_of(seen.sealed) if seen.sealed else None,
     )
 
 

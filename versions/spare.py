@@ -7,7 +7,9 @@ are never offered.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer_tui.safety import clock, disk
@@ -18,6 +20,73 @@ from trainer_tui.versions import bundle, check, keeping, retention, trash
 from trainer_tui.versions.keeping import Survey
 from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
 from trainer_tui.versions.retention import Decision, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What would go, and the bytes that come back then, everything listed before it gone."""
+
+    what: str
+    why: str
+    bytes: int
+
+
+def _words(decision: Decision) -> str:
+    name = decision.path.name
+    return f"the optimizer of {name}" if decision.action == "thin" else name
+
+
+def _leaving(decision: Decision) -> list[Path]:
+    """Folders or files that a decision takes away."""
+    if decision.action == "trash":
+        return [decision.path]
+    part = decision.path / OPTIMIZER_PART
+    if part.is_dir():
+        return [part]
+    sealed = check.look(decision.path).sealed
+    entries = bundle.optimizer_entries(sealed) if sealed else []
+    return [decision.path / entry.name for entry in entries]
+
+
+def _without(found: Survey, decision: Decision) -> Survey:
+    """The survey as it would be after a decision."""
+    path = decision.path
+    if decision.action == "trash":
+        return Survey(
+            [point for point in found.checkpoints if point.folder != path],
+            [version for version in found.versions if version.folder != path],
+            [entry for entry in found.emergencies if entry.folder != path],
+        )
+    return Survey(
+        [replace(p, weights_only=p.weights_only or p.folder == path) for p in found.checkpoints],
+        [replace(v, weights_only=v.weights_only or v.folder == path) for v in found.versions],
+        found.emergencies,
+    )
+
+
+class _Links:
+    """Counts names down: a file's bytes come back when its last name goes."""
+
+    def __init__(self) -> None:
+        self._gone: dict[tuple[int, int], set[Path]] = {}
+
+    def freed(self, paths: list[Path]) -> int:
+        size = 0
+        for path in paths:
+            for entry in path.rglob("*") if path.is_dir() else [path]:
+                size += self._one(entry)
+        return size
+
+    def _one(self, path: Path) -> int:
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return 0
+        names = self._gone.setdefault((found.st_dev, found.st_ino), set())
+        if stat.S_ISDIR(found.st_mode) or path in names:
+            return 0
+        names.add(path)
+        return found.st_blocks * 512 if len(names) == found.st_nlink else 0
 
 
 class VersionsOwner:
@@ -65,18 +134,26 @@ class VersionsOwner:
             keeping.carry_out(self._layout, [decision], decide, self._now(), 0)
             self._empty()
 
-        what = f"{decision.action} {decision.path.name}"
-        return Offer(what, decision.why, self._size(decision), free)
+        size = sum(exclusive_bytes(path) for path in _leaving(decision))
+        return Offer(_words(decision), decision.why, size, free)
 
-    def _size(self, decision: Decision) -> int:
-        if decision.action == "trash":
-            return exclusive_bytes(decision.path)
-        part = decision.path / OPTIMIZER_PART
-        if part.is_dir():
-            return exclusive_bytes(part)
-        sealed = check.look(decision.path).sealed
-        entries = bundle.optimizer_entries(sealed) if sealed else []
-        return sum(exclusive_bytes(decision.path / entry.name) for entry in entries)
+    def preview(self) -> list[Expected]:
+        """What `offers` would yield if nothing were ever enough, in the same order. Names and
+        sizes only: nothing is hashed, so what proves damaged then can change it."""
+        ledger = _Links()
+        expected = [
+            Expected(
+                f"{entry.note.name} in the trash", entry.note.why, ledger.freed([entry.folder])
+            )
+            for entry in trash.contents(self._layout)
+        ]
+        found = keeping.survey(self._layout)
+        for decide in (self._by_policy, self._for_space):
+            for decision in decide(found).go:
+                size = ledger.freed(_leaving(decision))
+                expected.append(Expected(_words(decision), decision.why, size))
+                found = _without(found, decision)
+        return expected
 
     def _empty(self) -> None:
         keeping.purge(self._layout, self._now(), everything=True)

@@ -26,6 +26,7 @@ from trainer_tui.versions import (
     making,
     records,
     restoring,
+    retention,
     shelf,
     trained,
     trash,
@@ -81,14 +82,17 @@ class VersionStore:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The API's `GET /v1/versions`. `latest` is the newest sound one; of each version's files
-        only the last few are in it, `show` has them all."""
+        """The API's `GET /v1/versions`. `latest` is the newest sound one, `best` the one with the
+        lowest loss on the fixed set in use; of each version's files only the last few are in it,
+        `show` has them all."""
         versions = self.list()
+        leading = retention.best_versions(versions, 1)
         sound = [version.number for version in versions if version.state == "ok"]
         here = self.position()
         return {
             "versions": [version.as_dict(FILES_IN_LISTS) for version in versions],
             "latest": sound[0] if sound else None,
+            "best": leading[0].number if leading else None,
             "current_lineage": here.lineage if here else 0,
         }
 

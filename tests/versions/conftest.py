@@ -76,6 +76,7 @@ class House:
         at: str = "2026-11-24T12:00:00.000Z",
         elements: int = 256,
         config_hash: str = "c" * 64,
+        measured: tuple[int, str] | None = None,
     ) -> Path:
         final = self.workspace.current_model / f"checkpoint-{step}"
         staging = durable.staging_name(final)
@@ -97,6 +98,7 @@ class House:
         for entry in files:
             (staging / entry.name).chmod(0o400)
         sealed = self._manifest(step, lineage, validation, weights_only, at, files, config_hash)
+        sealed.extra["measured"] = list(measured) if measured else None
         checkpoints.commit(staging, final, manifest.seal(sealed))
         return final
 

@@ -7,26 +7,29 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from trainer_tui.safety import checkpoints
+from trainer_tui.safety import checkpoints, manifest
 from trainer_tui.safety.checkpoints import CheckpointName
 from trainer_tui.safety.config import Config, Retention
 from trainer_tui.safety.disk import exclusive_bytes
 from trainer_tui.safety.errors import Refused
-from trainer_tui.versions import automatic, keeping, retention, spare
+from trainer_tui.versions import automatic, best, keeping, retention, spare
 from trainer_tui.versions.backup import Backup
+from trainer_tui.versions.best import Figure
 from trainer_tui.versions.layout import Layout
 from trainer_tui.versions.records import Version, VersionRecord
 from trainer_tui.versions.retention import Checkpoint
 
 
-def a_checkpoint(step, *, generation=0, state="ok", validation=None, pinned=False):
+def a_checkpoint(step, *, generation=0, state="ok", validation=None, pinned=False, of_set="one"):
     name = CheckpointName(step, generation)
-    return Checkpoint(Path(str(name)), name, state, validation, pinned, False)
+    figure = None if validation is None else Figure(validation, of_set, step)
+    return Checkpoint(Path(str(name)), name, state, figure, pinned, False)
 
 
-def a_version(number, *, day="2026-11-24", validation=None, state="ok", **marks):
+def a_version(number, *, day="2026-11-24", validation=None, state="ok", of_set="one", **marks):
     record = VersionRecord(
         number=number,
         name=f"v{number}",
@@ -51,7 +54,9 @@ def a_version(number, *, day="2026-11-24", validation=None, state="ok", **marks)
         manifest_sha256="",
     )
     plain = {"pinned": False, "weights_only": True, "live": True, "current": False} | marks
-    return Version(number, f"v{number}", Path(f"v{number}"), state, "", record, 0, **plain)
+    figure = None if validation is None else Figure(validation, of_set, number * 100)
+    place = Path(f"v{number}")
+    return Version(number, f"v{number}", place, state, "", record, 0, figure=figure, **plain)
 
 
 def going(checkpoints=(), versions=(), policy=None, action="trash"):
@@ -84,10 +89,41 @@ def test_a_thinner_commit_stands_in_for_its_first():
     assert going(points) == ["checkpoint-100"]
 
 
-def test_a_nan_is_never_the_best():
-    points = [a_checkpoint(100, validation=float("nan")), a_checkpoint(200, validation=2.0)]
-    points += [a_checkpoint(300, validation=3.0)]
-    assert going(points, policy=Retention(checkpoints=1)) == ["checkpoint-100"]
+def test_a_nan_is_no_figure(house):
+    sealed = manifest.read(house.checkpoint(100, validation=2.0))
+    assert best.figure_of(sealed) == Figure(2.0, "", 100)
+    broken = msgspec.structs.replace(sealed, validation={"fixed": float("nan")})
+    assert best.figure_of(broken) is None
+
+
+def test_the_best_is_the_best_of_one_set():
+    """A larger set came into use at step 300: its figures are higher, and no worse for that."""
+    points = [a_checkpoint(100, validation=1.0, of_set="small")]
+    points += [a_checkpoint(200, validation=0.9, of_set="small")]
+    points += [a_checkpoint(s, validation=2.0 + s / 1e4, of_set="large") for s in (300, 400, 500)]
+    points.append(a_checkpoint(600))
+    policy = Retention(checkpoints=2)
+    assert going(points, policy=policy) == [f"checkpoint-{s}" for s in (100, 200, 400)]
+    # Gone back to a state of the small set: the best of the set before stays as well.
+    points.append(a_checkpoint(601, validation=1.0, of_set="small"))
+    assert going(points, policy=policy) == ["checkpoint-100", "checkpoint-400", "checkpoint-500"]
+
+
+def test_of_equal_figures_the_state_that_was_measured_counts():
+    measured = Figure(1.5, "one", 200)
+    points = [replace(a_checkpoint(s), figure=measured) for s in (100 * n for n in range(2, 7))]
+    assert going(points, policy=Retention(checkpoints=1)) == [
+        f"checkpoint-{s}" for s in (300, 400, 500)
+    ]
+
+
+def test_best_versions_are_of_the_set_in_use():
+    versions = [a_version(n, validation=0.1 * n, of_set="small") for n in (1, 2, 3)]
+    versions += [a_version(n, validation=5 - 0.1 * n, of_set="large") for n in (4, 5, 6, 7, 8)]
+    versions[3] = a_version(4, validation=1.0, of_set="large")
+    assert [v.number for v in retention.best_versions(versions, 2)] == [4, 8]
+    policy = Retention(versions=2, best_versions=1, daily_days=0)
+    assert going(versions=versions, policy=policy) == ["v1", "v2", "v3", "v5", "v6"]
 
 
 def test_versions_stay_by_number_quality_day_pin_and_being_current():
@@ -320,7 +356,8 @@ def test_room_is_made_in_order_and_only_as_much_as_is_wanted(house):
     measured = iter([0, 0, 10])  # short until two things went
     freed = spare.make_room(house.workspace, Config(), 10, lambda: next(measured))
     what = [entry.what.split("_")[0] for entry in freed]
-    assert what == ["thin v002", "thin checkpoint-200"]  # checkpoint-100's is held by v001
+    # checkpoint-100's is held by v001
+    assert what == ["the optimizer of v002", "the optimizer of checkpoint-200"]
     free = itertools.count()
     spare.make_room(house.workspace, Config(), 1 << 60, lambda: next(free))
     assert set(names(house)) == {"checkpoint-300", "checkpoint-400"}
@@ -328,6 +365,34 @@ def test_room_is_made_in_order_and_only_as_much_as_is_wanted(house):
     assert not house.store.get(1).weights_only  # pinned: whole
     assert house.newest().folder.name == "checkpoint-400"
     assert all(house.store.verify(number).ok for number in (1, 3, 4))
+
+
+def test_a_preview_names_what_would_really_go_and_what_that_really_frees(build):
+    """The same disk twice: one is asked, the other is made to free all that it can."""
+    asked, emptied = build(), build()
+    for house in (asked, emptied):
+        for step in range(100, 1000, 100):
+            folder = house.checkpoint(step, elements=1 << 16, validation=1.0 if step == 300 else 2)
+            house.store.create(folder, "", keep_optimizer=step != 500)
+        house.store.pin(1)
+        house.store.delete(2)
+        house.store.restore(4)
+        house.store.restore(9)
+        house.checkpoint(1000, lineage=2, elements=1 << 16)
+    before = exclusive_bytes(asked.workspace.root)
+    expected = spare.VersionsOwner(asked.workspace, Config()).preview()
+    assert exclusive_bytes(asked.workspace.root) == before and len(asked.store.trashed()) == 1
+    assert all(entry.why for entry in expected)
+
+    free = itertools.count()
+    freed = spare.make_room(emptied.workspace, Config(), 1 << 60, lambda: next(free))
+    gone = [entry.what.replace("the trash (", "").replace(")", "") for entry in freed]
+    words = [entry.what.replace(" in the trash", "") for entry in expected if entry.bytes]
+    assert [word.removesuffix(".1") for word in gone] == words  # a thinner commit goes in its stead
+    left = exclusive_bytes(emptied.workspace.root)
+    # A thinner checkpoint has a manifest of its own, and a mark of what was hashed stays.
+    assert sum(entry.bytes for entry in expected) == pytest.approx(before - left, abs=100_000)
+    assert {v.number for v in emptied.store.list()} >= {9, 8, 3, 1}
 
 
 def test_room_is_first_made_from_the_trash_then_from_old_optimizers(house):
@@ -338,9 +403,9 @@ def test_room_is_first_made_from_the_trash_then_from_old_optimizers(house):
     freed = spare.make_room(house.workspace, Config(), 10, lambda: next(measured))
     assert [entry.what.split("_")[0] for entry in freed] == [
         "the trash (v001",
-        "thin checkpoint-100",
-        "thin checkpoint-200",
-        "trash checkpoint-100.1",
+        "the optimizer of checkpoint-100",
+        "the optimizer of checkpoint-200",
+        "checkpoint-100.1",
     ]
     assert house.store.trashed() == ()
 
@@ -373,7 +438,6 @@ def test_retention_racing_create_never_breaks_a_version(house):
 
 
 def test_automatic_versions_follow_the_policy(house):
-    from trainer_tui.safety import manifest
     from trainer_tui.safety.config import Versioning
 
     def due(folder, **policy):
@@ -392,6 +456,39 @@ def test_automatic_versions_follow_the_policy(house):
     better = house.checkpoint(200, validation=1.9)
     assert due(better, on_new_best=True) and due(better, after_every_file=True)
     assert due(better, every_steps=100)
+
+
+def test_a_new_best_is_better_on_the_same_set(house):
+    from trainer_tui.safety.config import Versioning
+
+    def due(step, loss, at, set_id):
+        folder = house.checkpoint(step, validation=loss, measured=(at, set_id))
+        text = automatic.due(manifest.read(folder), house.store.list(), Versioning())
+        if text:
+            house.store.create(folder, text, automatic=True)
+        return text
+
+    assert due(10, 9.0, 0, "small") is None  # of the untrained
+    assert due(100, 2.0, 100, "small").startswith("best so far: 2.0000")
+    assert due(200, 2.1, 200, "small") is None
+    assert due(300, 3.0, 300, "large").startswith("best so far on a new validation set: 3.0000")
+    assert due(400, 2.99, 400, "large") is None, "half a percent is the least"
+    assert due(500, 2.5, 500, "large").startswith("best so far: 2.5000")
+    assert due(600, 1.5, 600, "small"), "the small set again: better than its 2.0"
+    assert house.store.as_dict()["best"] == 4
+    found = house.store.diff(1, 2).validation["fixed"]
+    assert (found.first, found.second, found.by) == (2.0, 3.0, None)
+    assert house.store.diff(2, 3).validation["fixed"].by == pytest.approx(-0.5)
+    assert keeping.best_known(house.workspace) == Figure(1.5, "small", 600)
+
+
+def test_what_was_measured_stays_measured_when_it_is_restored(house):
+    house.store.create(house.checkpoint(100, validation=2.0, measured=(90, "one")), "")
+    house.checkpoint(200, validation=3.0, measured=(200, "one"))
+    done = house.store.restore(1)
+    assert house.newest().manifest.extra["measured"] == [done.global_step - 10, "one"]
+    assert house.newest().manifest.validation == {"fixed": 2.0}
+    assert keeping.best_known(house.workspace).loss == 2.0
 
 
 def test_backup_racing_create_never_stumbles_over_the_sweep(house, tmp_path):

@@ -211,6 +211,10 @@ def disk(as_json: AsJson = False) -> None:
         if not isinstance(value, list):
             shown = columns.size(value) if key.endswith("bytes") else value
             print(f"{key:20} {shown if value is not None else '–'}")
-    for offer in found.get("would_go", []):
-        size = columns.size(offer.get("exclusive_bytes") or offer.get("bytes"))
-        print(f"  {size:>8}  {printable(str(offer.get('what')))}: {offer.get('why')}")
+    offers = found.get("would_go", [])
+    if offers:
+        all_of_it = columns.size(sum(offer.get("bytes") or 0 for offer in offers))
+        print(f"\nwhen space is short, in this order, until there is enough ({all_of_it} in all):")
+    for offer in offers:
+        what, why = (printable(str(offer.get(key)), 100) for key in ("what", "why"))
+        print(f"  {columns.size(offer.get('bytes')):>8}  {what}: {why}")

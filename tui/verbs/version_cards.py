@@ -19,8 +19,9 @@ def name_of(number: int) -> str:
     return f"v{number:03d}"
 
 
-def marks(version: dict[str, Any], latest: int | None = None) -> str:
+def marks(version: dict[str, Any], latest: int | None = None, best: int | None = None) -> str:
     found = (
+        ("best", version["number"] == best),
         ("latest", version["number"] == latest),
         ("current", version.get("current")),
         ("left branch", version.get("live") is False and version.get("state") == "ok"),
@@ -31,7 +32,7 @@ def marks(version: dict[str, Any], latest: int | None = None) -> str:
     return ", ".join(mark for mark, there in found if there)
 
 
-def row(version: dict[str, Any], latest: int | None) -> list[str]:
+def row(version: dict[str, Any], latest: int | None, best: int | None = None) -> list[str]:
     """number, step, validation loss, made, size, description, marks"""
     return [
         name_of(version["number"]),
@@ -40,7 +41,7 @@ def row(version: dict[str, Any], latest: int | None) -> list[str]:
         minute(version.get("created_at")),
         columns.size(version.get("bytes")),
         printable(version.get("description") or "", 50),
-        marks(version, latest),
+        marks(version, latest, best),
     ]
 
 
@@ -71,11 +72,20 @@ def card(version: dict[str, Any]) -> list[str]:
     ]
     lines += [_line(label, value) for label, value in facts]
     for name, loss in sorted((version.get("validation") or {}).items()):
-        lines.append(_line(f"val {printable(name, 10)}", columns.figure(loss)))
+        text = f"{columns.figure(loss)}{_of_which(version) if name == 'fixed' else ''}"
+        lines.append(_line(f"val {printable(name, 10)}", text))
     lines += _taught("learnt since its parent", version.get("files") or [], version.get("impact"))
     since = version.get("files_since") or []
     lines += _taught("learnt after it, undone by a restore", since, None)
     return lines
+
+
+def _of_which(version: dict[str, Any]) -> str:
+    """Figures of two sets do not compare, and one can be older than the version."""
+    of_set = version.get("validation_set")
+    text = f"  set {printable(of_set, 20)}" if of_set else ""
+    at = version.get("measured_at")
+    return text if at in (None, version.get("global_step")) else f"{text}, measured at step {at}"
 
 
 def _by(version: dict[str, Any]) -> str:
@@ -129,8 +139,7 @@ def difference(found: dict[str, Any]) -> list[str]:
     ]
     for name, change in sorted((found.get("validation") or {}).items()):
         a, b = change.get("first"), change.get("second")
-        by = signed(b - a) if a is not None and b is not None else "–"
-        text = f"{columns.figure(a)} -> {columns.figure(b)}  {by}{_verdict(a, b)}"
+        text = f"{columns.figure(a)} -> {columns.figure(b)}  {_by_how_much(change)}"
         lines.append(_line(f"val {printable(name, 10)}", text))
     lines += _taught("learnt in between", found.get("only_second") or [], _impact(found, "second"))
     first = found.get("only_first") or []
@@ -145,10 +154,13 @@ def _impact(found: dict[str, Any], which: str) -> dict[str, Any] | None:
     return impact if isinstance(impact, dict) else None
 
 
-def _verdict(before: float | None, after: float | None) -> str:
-    if before is None or after is None or before == after:
-        return ""
-    return "  better" if after < before else "  worse"
+def _by_how_much(change: dict[str, Any]) -> str:
+    by = change.get("by")
+    if change.get("comparable") is False:
+        return "of other rows: not compared"
+    if by is None or by == 0:
+        return signed(by)
+    return f"{signed(by)}  {'better' if by < 0 else 'worse'}"
 
 
 def _changes(settings: dict[str, Any]) -> Iterable[str]:

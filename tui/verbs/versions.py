@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import columns
 from trainer_tui.tui.context import context, print_json
@@ -46,7 +45,8 @@ def list_versions(as_json: AsJson = False) -> None:
         print("no version yet; make one with: trainer-tui versions create -m '…'")
         return
     head = ["", "step", "val loss", "made", "size", "description", ""]
-    rows = [version_cards.row(item, found.get("latest")) for item in found["versions"]]
+    latest, best = found.get("latest"), found.get("best")
+    rows = [version_cards.row(item, latest, best) for item in found["versions"]]
     print(columns.table(rows, head))
 
 
@@ -75,8 +75,14 @@ WeightsOnly = Annotated[
     bool, typer.Option("--weights-only", help="Leave its optimizer out; training warms up again.")
 ]
 Requeue = Annotated[
-    bool, typer.Option("--requeue", help="Queue the files trained since once more.")
+    bool | None,
+    typer.Option(
+        "--requeue/--no-requeue",
+        help="Whether files trained since go back to the queue. Asked for; with --yes they do not.",
+        show_default=False,
+    ),
 ]
+KEPT = "The current model is kept as an emergency backup."
 
 
 def _since(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -88,39 +94,58 @@ def _since(found: dict[str, Any]) -> list[dict[str, Any]]:
     return files
 
 
-def _requeue(files: list[dict[str, Any]], wanted: bool) -> None:
-    for file in files if wanted else ():
-        try:
-            job = context.client.post(f"/v1/jobs/{file['job_id']}/again")
-        except Refused as problem:
-            print(f"  #{file['job_id']} stays out of the queue: {problem.message}")
-            continue
-        print(f"  {printable(file['name'])} waits again as #{job['id']}")
+def _without_optimizer(version: dict[str, Any], weights_only: bool) -> str:
+    if not (weights_only or version.get("weights_only")):
+        return ""
+    return "it comes without its optimizer, so the learning rate warms up again. "
+
+
+def _wants_requeue(files: list[dict[str, Any]], wanted: bool | None, yes: bool) -> bool:
+    if wanted is not None or not files or yes:
+        return bool(wanted)
+    them = "this file" if len(files) == 1 else f"these {len(files)} files"
+    return typer.confirm(f"put {them} back into the queue?", default=False)
+
+
+def _tell_restored(reply: dict[str, Any]) -> None:
+    """Where training is now, what the version lacked, and what waits again."""
+    restored = reply["restored"]
+    kept = (restored.get("emergency") or "").split("_")[0]
+    print(
+        f"{printable(restored['source'])} is the current model, as step {restored['global_step']}"
+        + (f"; what was there is kept as {kept}" if kept else "")
+    )
+    for note in [*restored.get("notes", []), *reply.get("not_requeued", [])]:
+        print(f"  {printable(note)}")
+    for job in reply.get("requeued", []):
+        print(f"  {printable(job['name'])} waits again as #{job['id']}")
+    print(describe(reply["status"]))
 
 
 @app.command()
 def restore(
-    number: Number, yes: Yes = False, weights_only: WeightsOnly = False, requeue: Requeue = False
+    number: Number, yes: Yes = False, weights_only: WeightsOnly = False, requeue: Requeue = None
 ) -> None:
     """Train on from a version; what is now stays as an emergency backup."""
-    files = _since(context.client.get(f"/v1/versions/{number}"))
-    _confirm(f"go back to v{number:03d}? The current model is kept as an emergency backup.", yes)
-    body = {"weights_only": weights_only}
-    reply = context.client.post(f"/v1/versions/{number}/restore", body)
-    print(describe(reply["status"]) if "status" in reply else f"restored v{number:03d}")
-    _requeue(files, requeue)
+    version = context.client.get(f"/v1/versions/{number}")
+    files = _since(version)
+    _confirm(f"{_without_optimizer(version, weights_only)}go back to v{number:03d}? {KEPT}", yes)
+    again = _wants_requeue(files, requeue, yes)
+    body = {"weights_only": weights_only, "requeue": again}
+    _tell_restored(context.client.post(f"/v1/versions/{number}/restore", body))
 
 
 @app.command()
-def rollback(yes: Yes = False, weights_only: WeightsOnly = False, requeue: Requeue = False) -> None:
+def rollback(yes: Yes = False, weights_only: WeightsOnly = False, requeue: Requeue = None) -> None:
     """Restore the version before the state of now."""
     target = context.client.get("/v1/versions/rollback")
     files = _since(target)
     number = target["version"]["number"]
-    _confirm(f"roll back to v{number:03d}? The current model is kept as a backup.", yes)
-    reply = context.client.post("/v1/versions/rollback", {"weights_only": weights_only})
-    print(describe(reply["status"]) if "status" in reply else "rolled back")
-    _requeue(files, requeue)
+    lacking = _without_optimizer(target["version"], weights_only)
+    _confirm(f"{lacking}roll back to v{number:03d}? {KEPT}", yes)
+    again = _wants_requeue(files, requeue, yes)
+    body = {"weights_only": weights_only, "requeue": again}
+    _tell_restored(context.client.post("/v1/versions/rollback", body))
 
 
 @app.command()
@@ -187,8 +212,7 @@ def restore_emergency(
 ) -> None:
     """Undo a restore: train on from what was there before it."""
     _confirm(f"go back to e{number:03d}? The current model is kept as one more of them.", yes)
-    reply = context.client.post(f"/v1/versions/emergencies/{number}/restore")
-    print(describe(reply["status"]))
+    _tell_restored(context.client.post(f"/v1/versions/emergencies/{number}/restore"))
 
 
 @app.command()
