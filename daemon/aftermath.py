@@ -24,6 +24,7 @@ from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
 from trainer_tui.safety import clock, crash, durable, heartbeat, messages, processes
 from trainer_tui.safety.crash import Evidence
+from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("daemon")
@@ -34,10 +35,15 @@ class Aftermath:
     """`restarts`: unasked ends since the daemon started. `last`: the newest verdict."""
 
     def __init__(
-        self, workspace: Workspace, settings: Settings, desk: Desk, teller: Teller
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        desk: Desk,
+        teller: Teller,
+        meters: Meters,
     ) -> None:
         self._workspace, self._settings = workspace, settings
-        self._desk, self._teller = desk, teller
+        self._desk, self._teller, self._meters = desk, teller, meters
         self._record = Record()
         self.restarts = 0
         self.last: Verdict | None = None
@@ -95,6 +101,8 @@ class Aftermath:
         report: dict[str, Any] | None = msgspec.to_builtins(failed) if failed else None
         if report is None:
             report = crash.read_report(self._workspace.incidents / trainer.run_id / "error.json")
+        before = trainer.gpus_before
+        gpu_problem, xids = self._meters.gpu_evidence(trainer.started_at_s, before)
         return Evidence(
             exit_code=end.wait_status,
             reported=report,
@@ -103,6 +111,8 @@ class Aftermath:
             fault_text=trainer.last_words(),
             disk_free_bytes=shutil.disk_usage(self._workspace.root).free,
             foreign_gpu_bytes=trainer.foreign_gpu_bytes,
+            gpu_problem=gpu_problem,
+            xids=tuple(xids),
         )
 
     async def _keep_incident(
@@ -125,6 +135,8 @@ class Aftermath:
             "global_step": beat.global_step if beat else None,
             "reported": evidence.reported,
             "oom_kills": evidence.oom_kills,
+            "gpu_problem": evidence.gpu_problem,
+            "xids": [xid.text for xid in evidence.xids],
             "disk_free_bytes": evidence.disk_free_bytes,
             "last_words": evidence.fault_text[-4000:],
         }

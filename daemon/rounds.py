@@ -120,6 +120,7 @@ class Rounds:
             now_bytes = processes.resident_bytes(trainer.identity)
             trainer.peak_bytes = max(trainer.peak_bytes, now_bytes)
             trainer.foreign_gpu_bytes = foreign
+            trainer.gpus_before = trainer.gpus_before or machine.gpus
         return Look(
             machine=machine,
             foreign_bytes=foreign,

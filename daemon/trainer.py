@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from trainer_tui.safety import child, clock, crash, messages, processes
+from trainer_tui.safety.meters import Gpu
 from trainer_tui.safety.pipe import PipeEnd
 from trainer_tui.safety.processes import RUN_KEY
 
@@ -54,6 +55,7 @@ class Trainer:
         self.ended_by_us = ""
         self.peak_bytes = 0  # of physical memory, as the rounds saw it
         self.foreign_gpu_bytes: int | None = None  # what others held of the GPU, seen last
+        self.gpus_before: tuple[Gpu, ...] = ()  # as the rounds saw them first
         self.oom_kills_before = crash.oom_kill_count()
         self._output = output
         self._output_before = output.stat().st_size if output.exists() else 0

@@ -24,6 +24,7 @@ from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
 from trainer_tui.safety import clock, heartbeat, messages
 from trainer_tui.safety.errors import Refused
+from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.workspace import Workspace
 
 Mail = Callable[[], Coroutine[Any, Any, None]]
@@ -48,6 +49,7 @@ class Means:
     teller: Teller
     entry: str
     run_tag: str
+    meters: Meters
 
 
 class TrainingState:
@@ -65,7 +67,9 @@ class TrainingState:
         self.exclusive = 0
         self.blocker = ""
         self.holds: dict[str, str] = {}
-        self.aftermath = Aftermath(means.workspace, means.settings, means.desk, means.teller)
+        self.aftermath = Aftermath(
+            means.workspace, means.settings, means.desk, means.teller, means.meters
+        )
         self.after_commit: list[Callable[[Committed, list[int]], None]] = []
         self.rollback_wished: list[Callable[[messages.WantRollback], None]] = []
         self._ledger = Ledger(means.workspace)

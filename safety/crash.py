@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from trainer_tui.safety.gpu_health import Xid
+
 
 class CrashClass(StrEnum):
     CUDA_OOM = "cuda_oom"
@@ -57,7 +59,8 @@ class Evidence:
         oom_kills: how many processes the kernel's OOM killer ended during the trainer's life.
         fault_text: the end of the trainer's stderr.
         disk_free_bytes: of the workspace's filesystem.
-        gpu_problem: NVML's complaint now, or an Xid; empty when the GPU answers.
+        gpu_problem: NVML's complaint now; empty when the cards answer and count nothing new.
+        xids: errors that the driver reported during the trainer's life.
         foreign_gpu_bytes: what other processes held of the GPU's memory; None: not known.
     """
 
@@ -68,6 +71,7 @@ class Evidence:
     fault_text: str = ""
     disk_free_bytes: int | None = None
     gpu_problem: str = ""
+    xids: tuple[Xid, ...] = ()
     foreign_gpu_bytes: int | None = None
 
 
@@ -141,12 +145,19 @@ _HARDWARE = (
     "fallen off the bus",
     "NVRM: Xid",
 )
+_MAY_BE_THE_GPU = (
+    CrashClass.CUDA_STICKY,
+    CrashClass.CODE_BUG,
+    CrashClass.UNKNOWN,
+    CrashClass.HANG,
+    CrashClass.GPU_HARDWARE,
+)
 _CUDA_OOM = ("CUDA out of memory", "torch.OutOfMemoryError", "CUDA error: out of memory")
 
 
 def classify(evidence: Evidence) -> Finding:
     """The first rung of the ladder that holds decides."""
-    found, text = _ladder(evidence)
+    found, text = _with_the_drivers_word(evidence, *_ladder(evidence))
     action, suggestion = _ACTIONS[found]
     foreign = evidence.foreign_gpu_bytes or 0
     if found is CrashClass.CUDA_OOM and foreign >= CROWDED_BYTES:
@@ -183,11 +194,27 @@ def _ladder(evidence: Evidence) -> tuple[CrashClass, str]:
     by_text = _from_text(evidence.fault_text)
     if by_text is not None:
         return by_text
-    if evidence.gpu_problem:
-        return CrashClass.GPU_HARDWARE, f"the GPU does not answer: {evidence.gpu_problem}"
     if evidence.disk_free_bytes is not None and evidence.disk_free_bytes < DISK_FULL_BYTES:
         return CrashClass.DISK_FULL, "it ended while the disk was full"
     return _from_exit(evidence.exit_code)
+
+
+def _with_the_drivers_word(
+    evidence: Evidence, found: CrashClass, text: str
+) -> tuple[CrashClass, str]:
+    """What NVML and the driver say is stronger than a program's guess at it, and weaker than
+    what has nothing to do with the card."""
+    if found not in _MAY_BE_THE_GPU:
+        return found, text
+    broken = next((xid for xid in evidence.xids if xid.of_the_card), None)
+    if broken is not None:
+        return CrashClass.GPU_HARDWARE, f"{broken.text} ({text})"
+    if evidence.gpu_problem:
+        return CrashClass.GPU_HARDWARE, f"the GPU is not well: {evidence.gpu_problem} ({text})"
+    own = next((xid for xid in evidence.xids if xid.of_a_program), None)
+    if own is not None and found is not CrashClass.GPU_HARDWARE:
+        return CrashClass.CUDA_STICKY, f"{own.text} ({text})"
+    return found, text
 
 
 def _from_report(evidence: Evidence, reported: dict[str, Any]) -> tuple[CrashClass, str]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from trainer_tui.safety import clock, gpu_health
+from trainer_tui.safety.gpu_health import Counters, Health, Xid
+
+XIDS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,7 @@ class Gpu:
     temperature_c: int | None
     power_w: float | None
     power_limit_w: float | None
+    faults: Counters = gpu_health.NOT_TOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,8 @@ class Meters:
     def __init__(self, workspace_root: Path) -> None:
         self._root = workspace_root
         self._nvml: Any = None
+        self._health: Health | None = None
+        self._xids: deque[tuple[float, Xid]] = deque(maxlen=XIDS_KEPT)  # by monotonic time
         psutil.cpu_percent(None)  # the first call only starts the interval
 
     def sample(self) -> Machine:
@@ -89,24 +98,52 @@ class Meters:
             return None
         return most
 
+    def _note_xids(self) -> None:
+        if self._health is not None:
+            self._xids += [(clock.monotonic_s(), xid) for xid in self._health.new_xids()]
+
+    def gpu_evidence(self, since_s: float, before: tuple[Gpu, ...]) -> tuple[str, list[Xid]]:
+        """What NVML and the kernel's log say of the cards; in a thread, after a trainer's end.
+
+        Args:
+            since_s: when the trainer began (monotonic).
+            before: the cards as they were then.
+
+        Returns:
+            The complaint of the cards now (empty: none), and the Xids since then.
+        """
+        gpus, problem = self._sample_gpus()
+        complaint = problem if before and not gpus else ""
+        old = {gpu.index: gpu.faults for gpu in before}
+        found = [(gpu, gpu_health.worse(old.get(gpu.index), gpu.faults)) for gpu in gpus]
+        complaints = [f"GPU {gpu.index}: {text}" for gpu, text in found if text]
+        xids = [xid for at_s, xid in self._xids if at_s >= since_s]
+        return "; ".join([*filter(None, [complaint]), *complaints]), [
+            *xids,
+            *(gpu_health.from_kernel_log(since_s) if before else []),
+        ]
+
     def _sample_gpus(self) -> tuple[tuple[Gpu, ...], str]:
         import pynvml
 
         try:
             if self._nvml is None:
                 pynvml.nvmlInit()
-                self._nvml = pynvml
+                self._nvml, self._health = pynvml, Health(pynvml)
             count = pynvml.nvmlDeviceGetCount()
-            return tuple(_sample_gpu(pynvml, index) for index in range(count)), ""
+            gpus = tuple(_sample_gpu(pynvml, index, self._health) for index in range(count))
+            self._note_xids()
+            return gpus, ""
         except pynvml.NVMLError as problem:
+            self._note_xids()  # what the driver said of a card that is lost now
             if self._nvml is not None:
                 with contextlib.suppress(pynvml.NVMLError):
                     pynvml.nvmlShutdown()
-            self._nvml = None
+            self._nvml = self._health = None
             return (), str(problem)
 
 
-def _sample_gpu(nvml: Any, index: int) -> Gpu:
+def _sample_gpu(nvml: Any, index: int, health: Health | None) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
 
     def ask(question: Any, *more: Any) -> Any:
@@ -129,4 +166,5 @@ def _sample_gpu(nvml: Any, index: int) -> Gpu:
         temperature_c=ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
         power_w=power / 1000 if power is not None else None,
         power_limit_w=limit / 1000 if limit is not None else None,
+        faults=health.counters(handle) if health else gpu_health.NOT_TOLD,
     )

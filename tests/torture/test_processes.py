@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import resource
 import signal
 import time
@@ -177,71 +176,3 @@ def test_a_jump_of_the_clock_stops_nothing(tmp_path, record, torture):
         invariants.checkpoints_are_sound(workspace)
     finally:
         daemon.close()
-
-
-# --- the long one ---------------------------------------------------------------------------------
-
-
-def one_fault(house: Guarded, dice: random.Random) -> tuple[str, list[processes.ProcessId]]:
-    """Something bad, chosen by the dice. Returns its name, and whom it killed."""
-    kind = dice.choice(("kill", "kill", "pair", "stop", "rollback", "pause", "version", "config"))
-    match kind:
-        case "kill":
-            role = dice.choice(ROLES)
-            return f"kill {role}", house.send(signal.SIGKILL, role)
-        case "pair":
-            victims = dice.choice([pair for pair in PAIRS if pair not in NEED_A_START])
-            return f"kill {' + '.join(victims)}", house.send(signal.SIGKILL, *victims)
-        case "stop":
-            role = dice.choice(("daemon", "trainer", "writer"))
-            house.send(signal.SIGSTOP, role)
-            return f"stop {role}", []
-        case "rollback":
-            house.call("POST", "/v1/versions/rollback", {}, timeout_s=90)
-        case "pause":
-            house.call("POST", "/v1/training/pause", {}, timeout_s=90)
-            house.call("POST", "/v1/training/resume", {}, timeout_s=90)
-        case "version":
-            house.call("POST", "/v1/versions", {"description": "soak"}, timeout_s=90)
-        case "config":
-            (house.workspace.root / "config.toml").write_text("[[[ half an edit")
-    return kind, []
-
-
-@pytest.mark.end_to_end
-@pytest.mark.timeout(36_000)
-def test_soak_with_seeded_faults(tmp_path, base, record, torture):
-    """`TORTURE_SOAK_S` seconds (default 360), a fault each `TORTURE_EVERY_S` (default 20)."""
-    if not torture:
-        pytest.skip("minutes long: make torture")
-    length_s = float(os.environ.get("TORTURE_SOAK_S", "360"))
-    every_s = float(os.environ.get("TORTURE_EVERY_S", "20"))
-    dice = random.Random(int(os.environ.get("TORTURE_SEED", "1")))
-    house, dropped = at_work(tmp_path / "ws", base)
-    good = (house.workspace.root / "config.toml").read_text()
-    scenario = f"soak, {length_s:.0f} s, a fault every {every_s:.0f} s"
-    deadline_s = time.monotonic() + length_s
-    try:
-        while time.monotonic() < deadline_s:
-            name = f"{len(dropped)}.jsonl"
-            dropped[name] = chat_rows(
-                dice.randrange(2000, 4000), name
-            )  # work for longer than a round
-            house.drop(name, dropped[name], dice.choice(("", "high", "low")))
-            with record.run(scenario, "soak") as took:
-                moment_s = time.time()
-                fault, killed = "nobody answered", []
-                try:
-                    fault, killed = one_fault(house, dice)
-                finally:
-                    print(f"{time.strftime('%X')} {fault}", flush=True)
-                (house.workspace.root / "config.toml").write_text(good)
-                if "rollback" not in fault:
-                    took.append(house.back_after(moment_s, 90, killed))
-            time.sleep(max(0.0, every_s - (time.time() - moment_s)))
-        house.all_done(len(dropped), 300)
-        house.end()
-        invariants.check(house.workspace, dropped)
-    finally:
-        house.sweep()
-    invariants.nothing_is_left(house.workspace)
