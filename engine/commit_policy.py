@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Reason = Literal[
-    "save_steps", "file_done", "queue_dry", "pause", "stop", "skip", "asked", "daemon_gone", "nan"
+    "save_steps",
+    "file_done",
+    "queue_dry",
+    "pause",
+    "stop",
+    "skip",
+    "asked",
+    "daemon_gone",
+    "nan",
+    "suspect",
 ]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from trainer_tui.engine import deaths, step_mark
 from trainer_tui.engine.control import Control
 from trainer_tui.safety import clock, durable, locks, logs
 from trainer_tui.safety.config import Config
@@ -87,6 +88,7 @@ class _Life:
             return
         lock.write_owner(f"trainer {os.getpid()} of run {self._spec.run_id}")
         self._heart.beat(Phase.IMPORT)
+        deaths.look_back(self._workspace, self._spec, self._control, self._heart)
         from trainer_tui.engine.trainer import Trainer
 
         self._heart.beat(Phase.LOAD)
@@ -96,6 +98,8 @@ class _Life:
     def report(self, problem: Exception) -> None:
         """Say `Failed`, and leave `error.json` for when nobody hears it."""
         error_class, message, hint = describe(problem)
+        if error_class == "cuda_sticky":
+            step_mark.blame_last(self._workspace)
         log.error("%s: %s", error_class, message, exc_info=problem)
         stack = "".join(traceback.format_exception(problem))[-STACK_CHARACTERS:]
         trainer = self._trainer

@@ -25,7 +25,7 @@ from trainer_tui.data.row_reader import Limits
 from trainer_tui.data.template import ChatTemplate
 from trainer_tui.data.token_cache import TokenFile, open_existing, open_tokens, token_key
 from trainer_tui.data.validation import Split, ValidationSet, contribute, split_documents
-from trainer_tui.engine import profiles
+from trainer_tui.engine import deaths, profiles
 from trainer_tui.engine.profiles import Profile
 from trainer_tui.engine.step import TokenMask
 from trainer_tui.safety import config as settings
@@ -136,9 +136,10 @@ class Job:
     def next_packs(self) -> list[list[int]]:
         """Indexes of the documents of the step under the cursor, pack by pack, the excluded ones
         left out: [] when nothing is left of it."""
-        return self._packs_at(self.cursor.step_index)
+        return self.packs_at(self.cursor.step_index)
 
-    def _packs_at(self, step_index: int) -> list[list[int]]:
+    def packs_at(self, step_index: int) -> list[list[int]]:
+        """Of another step of this epoch."""
         packs = self.plan[step_index]
         if self.cursor.rows_excluded:
             out = set(self.cursor.rows_excluded)
@@ -150,7 +151,7 @@ class Job:
         here = min(self.cursor.step_index, len(self.plan) - 1)
         beside = [at for at in (here - 2, here + 1, here - 1) if 0 <= at < len(self.plan)]
         for step_index in beside:
-            found = [index for pack in self._packs_at(step_index) for index in pack]
+            found = [index for pack in self.packs_at(step_index) for index in pack]
             if found:
                 return found[:count]
         return []
@@ -158,9 +159,12 @@ class Job:
     def exclude(self, documents: Sequence[int]) -> list[int]:
         """Leave the rows of these documents out from here on; their line numbers."""
         lines = sorted({int(self.tokens.rows[index]) for index in documents})
+        self.exclude_lines(lines)
+        return lines
+
+    def exclude_lines(self, lines: Sequence[int]) -> None:
         excluded = sorted({*self.cursor.rows_excluded, *lines})
         self.cursor = msgspec.structs.replace(self.cursor, rows_excluded=excluded)
-        return lines
 
     def documents(self, indexes: Sequence[int] | NDArray[np.int64]) -> list[TokenMask]:
         return [rendered(self.tokens, self.profile, int(index)) for index in indexes]
@@ -275,8 +279,11 @@ class Opener:
                 "put the old base model back, or add the file again to train it from the start",
             )
         profile, notes = self.profile(pinned)
-        notes += _notes(tokens, split, cursor)
-        return Job(train, tokens, split, pinned, cursor or fresh, plan, profile, notes)
+        job = Job(train, tokens, split, pinned, cursor or fresh, plan, profile, notes)
+        # Rows that ended earlier processes never train again, also in steps that are redone.
+        job.exclude_lines(deaths.read(data_file.parent).rows)
+        notes += _notes(tokens, split, job.cursor)
+        return job
 
     def profile(self, pinned: Pinned) -> tuple[Profile, list[str]]:
         """The behaviour profile that these options name, in tokens; with notes for people."""
@@ -358,11 +365,11 @@ def _why_empty(train: Train, tokens: TokenFile, split: Split) -> str:
     )
 
 
-def _notes(tokens: TokenFile, split: Split, cursor: Cursor | None) -> list[str]:
+def _notes(tokens: TokenFile, split: Split, cursor: Cursor) -> list[str]:
     notes = []
     if split.in_validation:
         notes.append(f"{split.in_validation} rows measure (validation set) and do not train")
-    if cursor is not None and cursor.rows_excluded:
+    if cursor.rows_excluded:
         notes.append(f"{len(cursor.rows_excluded)} rows made a step fail and are left out")
     if tokens.rejected:
         notes.append(f"{tokens.rejected} rows were rejected")

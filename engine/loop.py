@@ -124,6 +124,8 @@ class Loop:
                     if self._saver.due() is not None and not self._saver.busy:
                         work.measure_whole()  # when time allows: a checkpoint says how good it is
                     self._saver.if_due()
+                    if work.left_death_behind:
+                        self._saver.begin("suspect")  # progress: attempts count anew from here
         except StopFile as stop:
             self._stopped_by(work, stop)
 

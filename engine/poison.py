@@ -4,8 +4,8 @@ Invariant: a row is found guilty only when a trial with nothing but its document
 rest of the step, or documents of another step, do not fail beside it. A fault of the weights or
 of the program fails with any documents, so it excludes nothing.
 
-Limits: it finds rows that raise or give a NaN. A row that ends the process outright leaves nobody
-to try; the daemon sets such a file aside after its attempts.
+Where a failed trial raises or gives a NaN it runs in the trainer itself (`suspects.py`); where it
+ends the process, in another one (`hunt.py`).
 """
 
 from __future__ import annotations

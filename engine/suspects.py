@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import msgspec
 import torch
 
-from trainer_tui.engine import rng
+from trainer_tui.engine import deaths, rng
 from trainer_tui.engine.feed import Job
 from trainer_tui.engine.poison import NotTheRows, find_guilty, too_many
 from trainer_tui.engine.session import Boundary, Session
-from trainer_tui.safety import clock, durable
 
 log = logging.getLogger("trainer.suspects")
 REFERENCE_DOCUMENTS = 4
@@ -74,21 +72,6 @@ class Suspects:
         )
         log.error("%s", text)
         step = session.progress.global_step
-        at = clock.now_iso()
-        name = f"{at[:19].replace(':', '')}-rows-{job.train.job_id}-step-{step}"
-        folder = session.workspace.incidents / name
-        document = {
-            "at": at,
-            "class": "data_error",
-            "text": text,
-            "suggestion": "look at these lines of the file; the rest of it trains",
-            "done": "the rows were excluded",
-            "job": job.train.job_id,
-            "rows": lines,
-            "global_step": step,
-        }
-        try:
-            durable.make_directory(folder)
-            durable.replace(folder / "incident.json", msgspec.json.encode(document))
-        except OSError as problem:
-            log.error("the incident was not kept: %s", problem)
+        deaths.keep_incident(
+            session.workspace, text, job.train.job_id, lines, f"step-{step}", global_step=step
+        )

@@ -95,7 +95,7 @@ class Trainer:
             model=loaded.model,
             optimizer=loaded.optimizer,
             device=device,
-            micro_batch_tokens=_micro_batch_tokens(config, device),
+            micro_batch_tokens=micro_batch_tokens(config, device),
             max_grad_norm=config.max_grad_norm,
             autocast=loaded.precision.autocast,
             between=lambda index: heart.beat(Phase.MICRO_STEP, micro_step=index),
@@ -255,7 +255,8 @@ def pick_device(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def _micro_batch_tokens(config: Config, device: torch.device) -> int:
+def micro_batch_tokens(config: Config, device: torch.device) -> int:
+    """What a micro-batch begins with, before anything is known to fit."""
     if config.micro_batch_tokens:
         return config.micro_batch_tokens
     if device.type == "cpu":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer_tui.engine import incidents, rng
+from trainer_tui.engine import deaths, incidents, rng
 from trainer_tui.engine.evaluate import Result, Series
 from trainer_tui.engine.feed import Job
 from trainer_tui.engine.incidents import Incident
@@ -25,6 +25,7 @@ from trainer_tui.engine.room import Room
 from trainer_tui.engine.schedule import Position, learning_rate
 from trainer_tui.engine.session import Boundary, Session
 from trainer_tui.engine.step import PendingStep, RowsFailed, StepFigures
+from trainer_tui.engine.step_mark import Place, StepMark
 from trainer_tui.engine.suspects import Suspects
 from trainer_tui.safety import clock
 from trainer_tui.safety.heartbeat import Phase
@@ -78,6 +79,9 @@ class Work:
         self._sinks = sinks
         self._room = Room(session, on_oom)
         self._suspects = Suspects(session, job)
+        self._mark = StepMark(session.workspace)
+        self._died_at = deaths.place_of(session.workspace, job.train)
+        self.left_death_behind = False  # the last step is one that ended a process before
         self._late: deque[_Late] = deque()
         self._behaviour: dict[str, float] = {}
         # On a GPU one step's figures may wait while the next step is being queued.
@@ -129,12 +133,20 @@ class Work:
         """
         session, job = self._session, self.job
         session.heart.beat(Phase.DATA)
-        self._run(job.next_packs(), job.advanced)
+        place = self._place()
+        self.left_death_behind = self._died_at == place
+        with self._mark.running(place):
+            self._run(job.next_packs(), job.advanced)
         while len(self._late) > self._read_ahead:
             self._read(self._late.popleft())
         step = session.progress.global_step
         if step % session.config.eval_steps == 0 and not job.finished:
             self._evaluate(step // session.config.eval_steps)
+
+    def _place(self) -> Place:
+        train, cursor = self.job.train, self.job.cursor
+        named = train.job_id, train.name, train.folder, train.file_sha256
+        return Place(*named, cursor.plan, cursor.epoch, cursor.step_index)
 
     def _run(self, packs: list[list[int]], next_cursor: Callable[[], Cursor]) -> None:
         """An optimizer step over these documents; nothing left of it: only the cursor moves."""
@@ -332,6 +344,7 @@ class Work:
     def close(self) -> None:
         self.read_all()
         self._session.read_late_figures = lambda: None
+        self._mark.close()
         self.job.tokens.close()
 
 

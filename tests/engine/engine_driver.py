@@ -253,6 +253,13 @@ class Driver:
                 assert not self._closed, f"the trainer ended: {self.seen[-5:]}\n{self.log()}"
                 self._changed.wait(min(left, 0.2))
 
+    def wait_for_end_or_done(self) -> None:
+        """Until everything in `processing/` is done, or the trainer ended."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self.in_processing() and self.process.exitcode is None:
+            assert time.monotonic() < deadline, f"not done: {self.seen[-5:]}\n{self.log()}"
+            self.process.join(0.05)
+
     def stop(self) -> int:
         self.send(messages.Stop())
         return self.wait_end()

@@ -6,6 +6,9 @@ what torch has compiled so far.
 `fail_writer`: {"operation", "errno", "times"}: that durable operation of the writer fails.
 `raise_steps`: global steps that crash. `nan_steps`: global steps whose loss is NaN.
 `poison_token`: a micro-batch that holds this token crashes; with `poison_nan` its loss is NaN.
+`kill_token`: a micro-batch that holds this token ends the process by the signal `kill_by` (0: it
+hangs, and the file `hangs` says so); trials in other processes have the same trap (`quick_hunt`:
+without starting an interpreter for them). `kill_always`: every micro-batch does, from step 3 on.
 `card`: there is a card, and while `others.txt` is there another process holds nearly all of it and
 every step runs out of memory; `card` is how long the trainer waits, in seconds.
 `spike_from`: from this global step on the loss is forty times what it is.
@@ -15,16 +18,20 @@ every step runs out of memory; `card` is how long the trainer waits, in seconds.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import torch
 from torch._dynamo.utils import counters
 
-from trainer_tui.engine import entry, memory, saver, step, work, writer_process
+from trainer_tui.engine import deaths, entry, memory, saver, step, work, writer_process
+from trainer_tui.safety import child
 from trainer_tui.safety.messages import TrainerSpec
 
 now: dict[str, Any] = {"step": 0}
@@ -35,7 +42,9 @@ def run(connection: Connection, spec_bytes: bytes) -> int:
     file = root / "trap.json"
     traps = json.loads(file.read_text()) if file.exists() else {}
     _trap_writer(file, traps)
-    _trap_steps(root, traps)
+    trap_steps(root, traps)
+    if "kill_token" in traps:
+        _trap_hunt(bool(traps.get("quick_hunt")))
     if "card" in traps:
         _trap_card(root, float(traps["card"]))
     return entry.run(connection, spec_bytes)
@@ -49,6 +58,22 @@ def _trap_writer(file: Path, traps: dict[str, Any]) -> None:
         saver.SPACE_RETRY_S = 0.1
 
 
+def _trap_hunt(quick: bool) -> None:
+    """`quick`: forked from here, where torch is loaded already; else as it is meant to be."""
+
+    def fork(
+        entry: str, connection: Connection, spec: bytes, output: Path, name: str
+    ) -> multiprocessing.process.BaseProcess:
+        arguments = (entry, connection, spec, str(output))
+        process = multiprocessing.get_context("fork").Process(target=child._first, args=arguments)
+        process.start()
+        return process
+
+    deaths.HUNTER_ENTRY = "trap_hunt"
+    if quick:
+        deaths.child = SimpleNamespace(spawn=fork)  # type: ignore[assignment]
+
+
 def _trap_card(root: Path, wait_s: float) -> None:
     def look(device: torch.device) -> memory.Card:
         others = (root / "others.txt").exists()
@@ -58,7 +83,7 @@ def _trap_card(root: Path, wait_s: float) -> None:
     memory.WAIT_LIMIT_S, memory.LOOK_EVERY_S = wait_s, 0.05
 
 
-def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
+def trap_steps(root: Path, traps: dict[str, Any]) -> None:
     honest_step, honest_loss = work.Work.step, step.forward_loss_sum
 
     def traced(self: work.Work) -> None:
@@ -79,6 +104,12 @@ def _trap_steps(root: Path, traps: dict[str, Any]) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory (another process)")
         if now["step"] in traps.get("raise_steps", ()):
             raise ZeroDivisionError("a trap")
+        kills = bool((batch.input_ids == traps.get("kill_token", -1)).any())
+        if kills or (traps.get("kill_always") and now["step"] >= 3):
+            if not traps["kill_by"]:
+                (root / "hangs").touch()
+                time.sleep(3600)
+            os.kill(os.getpid(), traps["kill_by"])
         poisoned = bool((batch.input_ids == traps.get("poison_token", -1)).any())
         if poisoned and not traps.get("poison_nan"):
             raise ValueError("a poison row (a trap)")
