@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer_tui.tui import deeds as do
+from trainer_tui.tui import deeds_keeping as keeping
 from trainer_tui.tui import deeds_look as look
 from trainer_tui.tui import deeds_settings as settings
+from trainer_tui.tui import deeds_training as training
 from trainer_tui.tui import deeds_versions as versions
 from trainer_tui.tui import situation as can
 from trainer_tui.tui.situation import Situation, may_change
@@ -78,13 +80,15 @@ _Q, _L, _V = Panel.QUEUE, Panel.LOSS, Panel.VERSIONS
 _PANELS = (Panel.LOSS, Panel.QUEUE, Panel.VERSIONS, Panel.EVENTS, Panel.MACHINE, Panel.INSPECTOR)
 
 ACTIONS: tuple[Action, ...] = (
-    Action("pause", ("p",), "Pause", "Pause after this step, or resume", do.pause,
+    Action("pause", ("p",), "Pause", "Pause after this step, or resume", training.pause,
            can.pausable, changes=True, guard="undoable", footer=1),
     Action("release", (), "Pause, free the GPU", "Pause and free the GPU's memory",
-           do.pause_and_release, can.pausable, changes=True, guard="undoable"),
+           training.pause_and_release, can.pausable, changes=True, guard="undoable"),
     Action("add", ("A",), "Add a file…", "Add a file by its path", do.add_file, changes=True),
-    Action("stop", ("s",), "Stop…", "Stop after this file, or now; or skip this file", do.stop,
-           can.stoppable, changes=True, guard="guarded", footer=2),
+    Action("stop", ("s",), "Stop…", "Stop after this file, or now; skip this file; kill (typed)",
+           training.stop, can.stoppable, changes=True, guard="guarded", footer=2),
+    Action("kill", (), "Kill the trainer…", "Kill the trainer at once: says what is lost, is typed",
+           training.kill, can.killable, changes=True, guard="guarded"),
     Action("move_down", ("J", "shift+down"), "Move", "Move the job down", do.move_down,
            can.waiting_job, changes=True, scope=_Q, guard="undoable", footer=3, shown="J/K",
            pair="Move the job down or up; also shift+arrows, or drag it"),
@@ -110,7 +114,7 @@ ACTIONS: tuple[Action, ...] = (
            can.waiting_job, changes=True, guard="undoable"),
     Action("compare_file", (), "Compare file", "Lay the loss of the selected done file over the"
            " one in hand", do.compare_file, can.done_job),
-    Action("checkpoint", ("c",), "Checkpoint", "Save a checkpoint now", do.checkpoint,
+    Action("checkpoint", ("c",), "Checkpoint", "Save a checkpoint now", training.checkpoint,
            can.saveable, changes=True),
     Action("version", ("C",), "Make version", "Make a version, with a description",
            versions.make_version, can.saveable, changes=True),
@@ -133,7 +137,19 @@ ACTIONS: tuple[Action, ...] = (
     Action("delete_version", (), "Delete version…", "Delete the selected version: asks first",
            versions.delete_version, can.has_version, changes=True, guard="guarded"),
     Action("undelete_version", (), "Bring a version back…", "Bring a deleted version back from the"
-           " trash", versions.undelete_version, changes=True),
+           " trash", keeping.undelete_version, changes=True),
+    Action("lineage", (), "Lineage", "Where the model comes from: versions and restores as a graph",
+           keeping.show_lineage),
+    Action("emergency", (), "Undo a restore…", "Go back to what was there before a restore",
+           keeping.restore_emergency, changes=True, guard="guarded"),
+    Action("export", (), "Export…", "Copy the version to a new folder, for another machine",
+           keeping.export_version, can.trained_version, changes=True),
+    Action("backup", (), "Back up now", "Copy the versions to the second location now",
+           keeping.back_up, changes=True),
+    Action("backup_status", (), "Backups", "What the second location has, what is copied now",
+           keeping.show_backup),
+    Action("backup_fetch", (), "Fetch a version…", "Bring a lost or damaged version back from the"
+           " second location", keeping.fetch_version, changes=True),
     Action("undo", ("u",), "Undo", "Undo the last change", do.undo, changes=True, footer=9),
     Action("redo", ("ctrl+r",), "Redo", "Do again what was undone", do.redo, changes=True),
     Action("approve", ("a",), "Approve…", "Approve a pending config change: shows it first",
@@ -147,6 +163,8 @@ ACTIONS: tuple[Action, ...] = (
            look.show_doctor),
     Action("incidents", (), "Incidents", "What went wrong, the evidence, what was done",
            look.show_incidents),
+    Action("older", (), "Older events", "Events from before those shown, or all that match the"
+           " filter", look.older_events),
     Action("disk", (), "Disk", "Room on the disk, and what would go when it is short",
            look.show_disk),
     Action("find", ("/",), "Find", "Show only what matches in the focused panel", do.find,
@@ -165,11 +183,11 @@ ACTIONS: tuple[Action, ...] = (
     Action("next_panel", ("tab",), "Next panel", "Focus the next panel", do.next_panel),
     Action("previous_panel", ("shift+tab",), "Previous panel", "Focus the panel before",
            do.previous_panel, hidden=True),
-    Action("down", ("j", "down"), "Down", "Move down", do.by_rows(1), shown="j k arrows",
+    Action("down", ("j", "down"), "Down", "Select the row below", do.by_rows(1), shown="j k arrows",
            pair="Move; also pgup and pgdn"),
-    Action("up", ("k", "up"), "Up", "Move up", do.by_rows(-1), hidden=True),
+    Action("up", ("k", "up"), "Up", "Select the row above", do.by_rows(-1), hidden=True),
     Action("page_down", ("pagedown",), "Page down", "A page down", do.by_rows(10), hidden=True),
-    Action("page_up", ("pageup",), "Page up", "Move a page up", do.by_rows(-10), hidden=True),
+    Action("page_up", ("pageup",), "Page up", "A page up", do.by_rows(-10), hidden=True),
     Action("first", ("g", "home"), "First", "Go to the first row", do.first, shown="g G",
            pair="Go to the first or last row"),
     Action("last", ("G", "end"), "Last", "Go to the last row", do.last, hidden=True),

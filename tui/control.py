@@ -146,6 +146,7 @@ class TrainerApp(Stage):
         self.set_interval(PAINT_S, self._tick)
         self.app_resume_signal.subscribe(self, lambda _: self._mouse(self.mouse_on))
         self.run_worker(self.feed.run(), group="feed", exit_on_error=True)
+        self.set_class(not self.glyphs.braille, "-ascii")
         self._mouse(on=True)
         self._had_terminal = not self.is_headless and os.isatty(0)
         self.to_terminal(signals.SAVE_TITLE)
@@ -325,6 +326,8 @@ class TrainerApp(Stage):
         text = self.finding or ""
         if event.key == "enter":
             self._set_finding(None)
+            if text and self.focus_now() is Panel.EVENTS:
+                self.do("older")  # the daemon knows more of them
         elif event.key == "escape":
             self._set_finding(None, keep=False)
         elif event.key == "backspace":

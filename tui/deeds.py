@@ -16,7 +16,6 @@ import msgspec
 from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures, moments
-from trainer_tui.tui import situation as can
 from trainer_tui.tui.compare import read_earlier
 from trainer_tui.tui.remote import Declined
 from trainer_tui.tui.view import Job, Panel
@@ -25,72 +24,6 @@ if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
 
 PRIORITIES = ("low", "normal", "high")
-
-
-# --- training ---
-
-
-async def pause(app: TrainerApp) -> None:
-    if can.halted(app.situation()):
-        status = await app.change("POST", "/v1/training/resume")
-        app.say(f"{app.glyphs.check} {_training(status, 'resumed')}", "good")
-        return
-    app.say("pausing after this step…", "dim")
-    status = await app.change("POST", "/v1/training/pause", {"release": False})
-    app.say(f"{app.glyphs.check} {_training(status, 'paused')} · p resumes", "good")
-
-
-def _training(status: object, fallback: str) -> str:
-    """What the answer says training does now."""
-    if isinstance(status, dict):
-        inner = status.get("status")
-        training = inner.get("training") if isinstance(inner, dict) else None
-        if isinstance(training, dict) and training.get("state"):
-            at = training.get("global_step")
-            where = f" at step {figures.count(at)}" if isinstance(at, int) else ""
-            return f"training: {training['state']}{where}"
-    return f"training {fallback}"
-
-
-async def stop(app: TrainerApp) -> None:
-    job = app.view.training.job
-    name = printable(job.name, 30) if job else "no file"
-    choice = await app.choose(
-        "Stop",
-        [
-            ("f", "after this file", f"finish {name}, then stop", None),
-            ("n", "now, with a checkpoint", "finish this step, save, stop: nothing is lost", None),
-            ("k", "skip this file", f"set {name} aside; what it taught stays; r goes on with it",
-             None if job else "no file is being trained"),
-        ],
-        "The daemon and this screen stay. p resumes.",
-    )  # fmt: skip
-    match choice:
-        case "f":
-            status = await app.change("POST", "/v1/training/stop", {"now": False})
-            app.say(f"{app.glyphs.check} {_training(status, 'stops after this file')}", "good")
-        case "n":
-            app.say("finishing the step and saving…", "dim")
-            status = await app.change("POST", "/v1/training/stop", {"now": True})
-            app.say(f"{app.glyphs.check} {_training(status, 'stopped')} · p resumes", "good")
-        case "k" if job:
-            await app.change("POST", "/v1/training/skip", {"job": job.id})
-            app.say(f"{app.glyphs.check} #{job.id} {name} set aside · r goes on with it", "good")
-        case _:
-            pass
-
-
-async def pause_and_release(app: TrainerApp) -> None:
-    app.say("pausing after this step, then the GPU is freed…", "dim")
-    status = await app.change("POST", "/v1/training/pause", {"release": True})
-    app.say(f"{app.glyphs.check} {_training(status, 'paused')}, GPU free · p resumes", "good")
-
-
-async def checkpoint(app: TrainerApp) -> None:
-    app.say("saving a checkpoint…", "dim")
-    await app.change("POST", "/v1/training/checkpoint")
-    saved = app.view.training.checkpoint
-    app.say(f"{app.glyphs.check} saved {saved or 'a checkpoint'}", "good")
 
 
 # --- the queue ---

@@ -11,12 +11,15 @@ from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.findings import Finding
+from trainer_tui.tui.panels.events import terms_of
 from trainer_tui.tui.panels.incident import incident_lines
+from trainer_tui.tui.view import History, Panel
 
 if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
 
 PAGE_CELLS = 68
+OLDER_READ = 300
 
 
 async def show_doctor(app: TrainerApp) -> None:
@@ -49,6 +52,25 @@ async def show_incidents(app: TrainerApp) -> None:
     await app.show_page("Incidents", lines[:-2] or ["Nothing has gone wrong here."])
 
 
+async def older_events(app: TrainerApp) -> None:
+    """From before those that are known; with a filter, the next that match it, however old."""
+    panel = app.events_panel
+    app.focus_panel(Panel.EVENTS)
+    before = panel.oldest_id()
+    if before is None or panel.exhausted:
+        app.say("there is nothing older", "dim")
+        return
+    wanted = {"limit": OLDER_READ, "before": before, **terms_of(panel.found)}
+    answer = await app.backend.get("/v1/history", wanted)
+    found = msgspec.json.decode(answer, type=History).events
+    panel.take_older(found, OLDER_READ)
+    if not found:
+        app.say("there is nothing older" + (" that matches" if panel.found else ""), "dim")
+        return
+    since = figures.day(found[-1].at)
+    app.say(f"{len(found)} older events, back to {since}", "dim")
+
+
 async def picture(app: TrainerApp) -> None:
     from trainer_tui.tui.picture import svg
 
@@ -68,8 +90,10 @@ async def _save(app: TrainerApp, text: str, name: str) -> None:
         files, missing = await asyncio.to_thread(save_picture, text, app.pictures_folder, name)
     except OSError as problem:
         raise Refused(f"{app.pictures_folder}: {problem.strerror}") from None
-    names = " and ".join(str(file) for file in files)
-    app.say(f"{app.glyphs.check} saved {names}" + (f" · {missing}" if missing else ""), "good")
+    names = " and ".join(file.name for file in files)
+    where = printable(str(app.pictures_folder), 200)
+    more = f" · {missing}" if missing else f" in {where}"
+    app.say(f"{app.glyphs.check} saved {names}{more}", "good")
 
 
 async def show_disk(app: TrainerApp) -> None:

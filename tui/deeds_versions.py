@@ -185,21 +185,4 @@ async def delete_version(app: TrainerApp) -> None:
         return
     await app.change("DELETE", f"/v1/versions/{version.number}")
     app.feed_again("versions")
-    app.deleted_version = version.number
     app.say(f"{app.glyphs.check} v{version.number:03d} is in the trash: : brings it back", "good")
-
-
-async def undelete_version(app: TrainerApp) -> None:
-    """The trash keeps it until its time is up."""
-    last = app.deleted_version
-    question = "Number of the version to bring back from the trash:"
-    text = await app.ask("Bring a version back", question, str(last) if last is not None else "")
-    number = (text or "").lower().removeprefix("v").lstrip("0") or "0"
-    if not text:
-        return
-    if not number.isdigit():
-        app.say(f"{printable(text, 20)!r} is no version number", "warn")
-        return
-    await app.change("POST", f"/v1/versions/{number}/undelete")
-    app.feed_again("versions")
-    app.say(f"{app.glyphs.check} v{int(number):03d} is back", "good")

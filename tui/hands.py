@@ -23,7 +23,7 @@ from trainer_tui.tui import reduce as news
 from trainer_tui.tui.actions import Action
 from trainer_tui.tui.dialogs import ask
 from trainer_tui.tui.feed import Feed
-from trainer_tui.tui.glyphs import UNICODE, Glyphs
+from trainer_tui.tui.glyphs import UNICODE, Glyphs, plain
 from trainer_tui.tui.remote import Backend, Declined
 from trainer_tui.tui.signals import osc52
 from trainer_tui.tui.situation import Situation, may_change
@@ -49,7 +49,6 @@ class Hands(App[int]):
         self._turn = asyncio.Lock()
         self._queued = 0
         self.pictures = 0
-        self.deleted_version: int | None = None
 
     # --- given by the showing half ---
 
@@ -107,6 +106,9 @@ class Hands(App[int]):
             self.refused(action, problem)
         except TrainerTuiError as problem:
             self.say(f"{self.glyphs.cross} {action.label.rstrip('…')}: {problem.message}", "bad")
+        except msgspec.MsgspecError as problem:  # a daemon of another version; the screen stays
+            words = f"the answer cannot be read: {problem}"
+            self.say(f"{self.glyphs.cross} {action.label.rstrip('…')}: {words}", "bad")
 
     def refused(self, action: Action, problem: Declined) -> None:
         """Show the daemon's refusal; a stale state is read anew."""
@@ -167,12 +169,26 @@ class Hands(App[int]):
 
     # --- asking ---
 
+    def plain(self, text: str) -> str:
+        """`text` in the characters that this terminal has."""
+        return plain(text, self.glyphs)
+
     async def confirm(self, title: str, lines: Sequence[str]) -> bool:
-        question = ask.confirmation(title, lines, self.palette)
+        shown = [self.plain(line) for line in lines]
+        question = ask.confirmation(self.plain(title), shown, self.palette)
         return await self.push_screen_wait(question) == "y"
 
     async def choose(self, title: str, options: Sequence[ask.Option], below: str) -> str | None:
-        return await self.push_screen_wait(ask.choice(title, options, below, self.palette))
+        shown = [(key, self.plain(name), self.plain(words), why and self.plain(why))
+                 for key, name, words, why in options]  # fmt: skip
+        question = ask.choice(self.plain(title), shown, self.plain(below), self.palette)
+        return await self.push_screen_wait(question)
+
+    async def pick(self, title: str, items: Sequence[ask.Item], below: str = "") -> int | None:
+        """One of a list, by its index; None: none of them."""
+        shown = [(self.plain(name), self.plain(more)) for name, more in items]
+        question = ask.Pick(self.plain(title), shown, self.plain(below), self.palette)
+        return await self.push_screen_wait(question)
 
     async def ask(
         self,
@@ -184,15 +200,21 @@ class Hands(App[int]):
     ) -> str | None:
         """One line of text, begun with `value`; `problem` is what was wrong with the last one,
         `words` are completed."""
-        prompt = ask.Prompt(title, question, value, problem, words, self.palette)
+        prompt = ask.Prompt(
+            self.plain(title), self.plain(question), value, self.plain(problem), words, self.palette
+        )
         return await self.push_screen_wait(prompt)
 
     async def show_page(self, title: str, lines: Sequence[str]) -> None:
-        await self.push_screen(ask.text_page(title, lines))
+        shown = [self.plain(line) for line in lines]
+        await self.push_screen(ask.text_page(self.plain(title), shown))
 
     async def show_help(self) -> None:
         at = self.situation()
-        rows = [(a.keys_shown, a.words, a.why_not(at) or "") for a in table.help_actions(at.focus)]
+        listed = [
+            (a.keys_shown, a.words, a.why_not(at) or "") for a in table.help_actions(at.focus)
+        ]
+        rows = [(self.plain(k), self.plain(w), self.plain(why)) for k, w, why in listed]
         name = at.focus.value if at.focus else "screen"
         await self.push_screen(ask.key_page(f"Keys · {name}", rows, "", self.palette))
 

@@ -94,6 +94,20 @@ def stoppable(at: Situation) -> str | None:
     return "training is stopped already: p resumes" if state == "stopped" else None
 
 
+def killable(at: Situation) -> str | None:
+    """Why there is no trainer to kill."""
+    running = at.view.training.trainer_pid is not None
+    return None if running else "no trainer runs"
+
+
+def trained_version(at: Situation) -> str | None:
+    """Why the selected version cannot be copied out."""
+    if at.version is None:
+        return "there is no version yet"
+    intact = at.version.state == "ok"
+    return None if intact else f"v{at.version.number:03d} is {at.version.state}"
+
+
 def saveable(at: Situation) -> str | None:
     return "no step has been trained yet" if not at.view.training.global_step else None
 

@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fake_data import (
     GIGA,
     NOW,
+    example_backup,
     example_events,
+    example_history,
     example_jobs,
     example_report,
     example_versions,
@@ -71,7 +73,20 @@ class FakeDaemon:
         self.incidents: list[dict[str, Any]] = []
         self.live: dict[str, dict[str, Any]] = {"gpu": {}, "training": {}, "machine": {}}
         self.undo_act: dict[str, str] | None = {"by": "screen", "text": "#34 moved"}
+        self.reads: list[str] = []
         self._replace()
+
+    def renew(self) -> None:
+        """As it was in the beginning, for those who listen too."""
+        fresh = FakeDaemon()
+        kept = ("lock", "log", "listeners", "event_id", "reads", "revision")
+        with self.lock:
+            for name, value in vars(fresh).items():
+                if name not in kept:
+                    setattr(self, name, value)
+            self.revision += 100
+            self.reads.clear()
+        self.publish("reset", {})
 
     def _replace(self) -> None:
         order = {"high": 0, "normal": 1, "low": 2}
@@ -187,6 +202,7 @@ class FakeDaemon:
 
     def get(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
         with self.lock:
+            self.reads.append(path)
             match path.removeprefix("/v1/").split("/"):
                 case ["status"]:
                     return 200, self.status()
@@ -211,12 +227,16 @@ class FakeDaemon:
                         "steps": 900,
                         "validation": {"fixed": {"first": 1.411, "second": 1.398, "by": -0.013}},
                     }
+                case ["versions", "lineage" | "emergencies" | "trash"]:
+                    return 200, example_history(path)
+                case ["backup"]:
+                    return 200, example_backup()
                 case ["versions", _]:
                     return 200, {**self.versions[0], "files_since": [{"name": "tone-2.jsonl"}]}
                 case ["versions"]:
                     return 200, {"versions": self.versions, "latest": 42, "current_lineage": 0}
                 case ["history"]:
-                    return 200, {"events": self.events[: int(query.get("limit") or 100)]}
+                    return 200, {"events": self._history(query)}
                 case ["metrics"]:
                     rates = [{"step": p["step"], "mean": 2e-4} for p in self.points]
                     grads = [{"step": p["step"], "mean": abs(p["mean"] - 0.5)} for p in self.points]
@@ -226,6 +246,11 @@ class FakeDaemon:
                                             "tokens_per_s": speed},
                                  "from_step": 0, "to_step": self.step}  # fmt: skip
         return 404, {"title": "none such", "detail": f"no {path}", "hint": ""}
+
+    def _history(self, query: dict[str, str]) -> list[dict[str, Any]]:
+        before, text = int(query.get("before") or 1 << 60), query.get("text", "").lower()
+        found = [e for e in self.events if e["id"] < before and text in e["text"].lower()]
+        return found[: int(query.get("limit") or 100)]
 
     def change(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         with self.lock:
@@ -243,6 +268,8 @@ class FakeDaemon:
                     return 200, {}
                 case "POST", ["jobs", number, deed]:
                     return self._job_deed(int(number), deed)
+                case "POST", ["jobs"]:
+                    return 201, self.jobs[1] | {"id": 36, "name": Path(body["path"]).name}
                 case "POST", ["training", deed]:
                     return self._train(deed, body)
                 case "POST", ["undo" | "redo" as deed]:
@@ -251,6 +278,8 @@ class FakeDaemon:
                     made = self.versions[0] | {"number": 43, "description": body["description"]}
                     self.versions.insert(0, made)
                     return 201, made
+                case "POST", ["backup"]:
+                    return 200, {"done": None, **example_backup()}
                 case _:
                     return 200, {}
 
@@ -308,11 +337,13 @@ class FakeDaemon:
             case "stop":
                 self.intent = "stopped" if body.get("now") else "stop_after_file"
                 self.state = "stopped" if body.get("now") else self.state
+            case "kill":
+                self.state = self.intent = "stopped"
             case _:
                 pass
         status = self.status()
         self.publish("status", status)
-        return 200, {"status": status}
+        return 200, {"status": status, "lost_steps": 20}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -99,6 +99,58 @@ def example_report() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def example_history(path: str) -> dict[str, Any]:
+    """Lineage, emergencies and trash, by the last part of the path."""
+    drawing = [
+        "◆    checkpoint-18400  step 18 400  now",
+        "│",
+        "● v042_20261124  step 18 211  tone",
+        "│ ● v041_20261123  step 17 311  nightly",
+        "├─╯",
+        "○    checkpoint-16000  restore",
+    ]
+    node = {
+        "kind": "version",
+        "name": "v042_20261124",
+        "lineage": 1,
+        "global_step": 18_211,
+        "text": "tone",
+        "live": True,
+        "sound": True,
+    }
+    emergency = {
+        "number": 3,
+        "name": "emergency_003",
+        "checkpoint": "checkpoint-17000",
+        "why": "restore of v040_20261122",
+        "at": "2026-11-22T10:00:00.000Z",
+        "global_step": 17_000,
+        "lineage": 0,
+        "state": "ok",
+        "problem": None,
+    }
+    trashed = {
+        "name": "v007_20261001",
+        "why": "deleted by a person",
+        "keep_until": "2026-12-01T10:00:00.000Z",
+        "deleted_at": "2026-11-24T10:00:00.000Z",
+    }
+    return {
+        "lineage": {"nodes": [node], "branches": [], "drawing": drawing},
+        "emergencies": {"emergencies": [emergency]},
+        "trash": {"trashed": [trashed]},
+    }[path.rpartition("/")[2]]  # fmt: skip
+
+
+def example_backup() -> dict[str, Any]:
+    return {
+        "location": "/mnt/second", "reachable": True, "problem": "", "same_disk": False,
+        "copied": ["v042_20261124", "v041_20261123"], "missing": ["v040_20261122"], "partial": [],
+        "bytes": 2 * GIGA, "free_bytes": 700 * GIGA, "last_run_at": "2026-11-24T11:00:00.000Z",
+        "running": False, "copying": None, "last": None,
+    }  # fmt: skip
+
+
 def loss_at(step: int) -> float:
     return 1.28 + 1.75 * math.exp(-step / 2600) + 0.1 * math.exp(-step / 15000)
 

@@ -11,7 +11,6 @@ import pytest
 
 from trainer_tui.safety.errors import Refused
 from trainer_tui.tui import moments, picture
-from trainer_tui.tui.actions import BY_ID
 from trainer_tui.tui.findings import Finding
 from trainer_tui.tui.glyphs import UNICODE
 from trainer_tui.tui.panels.loss import marks_of
@@ -128,33 +127,6 @@ async def test_an_earlier_file_lies_over_the_one_in_hand(server: Any, stage: Any
         await on.until(lambda: on.app.loss.look.earlier is None, "taken away")
 
 
-@pytest.mark.parametrize(
-    ("action", "answers", "request_"),
-    [
-        ("postpone", ["2h", "enter"], ("PATCH", "/v1/jobs/34", "not_before")),
-        ("undelete_version", ["v041", "enter"], ("POST", "/v1/versions/41/undelete", None)),
-        ("rollback_weights", ["y"], ("POST", "/v1/versions/42/restore", "weights_only")),
-        ("rollback_one", ["y"], ("POST", "/v1/versions/rollback", None)),
-        ("delete_version", ["y"], ("DELETE", "/v1/versions/42", None)),
-        ("pin", [], ("POST", "/v1/versions/42/pin", None)),
-        ("release", [], ("POST", "/v1/training/pause", "release")),
-    ],
-)
-async def test_what_has_no_key_is_done_from_the_palette(
-    server: Any, stage: Any, action: str, answers: list[str], request_: tuple[str, str, Any]
-) -> None:
-    async with stage(server) as on:
-        on.app.do(action)
-        if answers:
-            await on.until(lambda: len(on.app.screen_stack) == 2, "asks")
-            for answer in answers:
-                await on.press(*([answer] if answer in ("enter", "y") else answer))
-        await on.until(on.asked, "sent")
-        method, path, key = request_
-        assert on.asked()[-1][:2] == (method, path)
-        assert key is None or key in on.asked()[-1][2]
-
-
 async def test_a_trained_file_waits_for_its_checkpoint(server: Any, stage: Any) -> None:
     job = server.state.jobs[0]
     job["fraction"], job["why_waiting"] = 1.0, "trained, waits for its checkpoint"
@@ -209,8 +181,3 @@ def test_without_cairosvg_the_reply_says_what_is_missing(
     monkeypatch.setitem(__import__("sys").modules, "cairosvg", None)
     files, missing = picture.save_picture("<svg/>", tmp_path)
     assert [file.suffix for file in files] == [".svg"] and "trainer-tui[png]" in missing
-
-
-def test_every_new_deed_is_in_the_table() -> None:
-    for name in ("setting", "settings", "doctor", "incidents", "disk", "model", "undelete_version"):
-        assert name in BY_ID

@@ -1,4 +1,4 @@
-"""Questions: confirm with `y`, choose by a letter, answer in a line; and pages to read.
+"""Questions: confirm with `y`, choose by a letter or from a list, answer in a line; and pages.
 
 Invariant: nothing here is confirmed by enter or by the key that opened it, and pasted text is an
 event of its own that no dialog but the prompt takes.
@@ -14,12 +14,13 @@ from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.suggester import SuggestFromList
-from textual.widgets import Input, Static
+from textual.widgets import Input, OptionList, Static
 
 from trainer_tui.safety.text import printable
 from trainer_tui.tui.ink import style_of
 
 Option = tuple[str, str, str, str | None]  # key, name, what it does, why not
+Item = tuple[str, str]  # name, more about it
 
 
 class Question(ModalScreen[str | None]):
@@ -82,6 +83,47 @@ class Prompt(ModalScreen[str | None]):
         if event.key == "escape":
             event.stop()
             self.dismiss(None)
+
+
+class Pick(ModalScreen[int | None]):
+    """One of a list: j, k and enter; its index, or None. For what can be taken back, or is asked
+    about once more."""
+
+    AUTO_FOCUS = "OptionList"
+
+    def __init__(self, title: str, items: Sequence[Item], below: str, palette: str) -> None:
+        super().__init__()
+        self._title = title
+        self._items = [
+            Text(printable(name)).append(f"  {printable(more)}", style_of("dim", palette))
+            for name, more in items
+        ]
+        self._below = Text(f"{printable(below)}\n" if below else "", style_of("dim", palette))
+        for keys, words in (("j k", " move   "), ("enter", " takes it   "), ("esc", " none")):
+            self._below.append(keys, style_of("key", palette)).append(words)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog pick") as box:
+            box.border_title = self._title
+            yield OptionList(*self._items, markup=False)
+            yield Static(self._below)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option_index)
+
+    def on_key(self, event: events.Key) -> None:
+        """Before the list has it."""
+        listed = self.query_one(OptionList)
+        match event.key:
+            case "j":
+                listed.action_cursor_down()
+            case "k":
+                listed.action_cursor_up()
+            case "escape" | "q":
+                self.dismiss(None)
+            case _:
+                return
+        event.stop()
 
 
 class Page(ModalScreen[None]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.glyphs import Glyphs
@@ -10,6 +12,8 @@ from trainer_tui.tui.panels.base import ListPanel
 from trainer_tui.tui.view import Panel, Said, View
 
 FRAME_ROWS = 6  # from here on the panel has a frame
+OLDER_KEPT = 2000
+LEVELS = ("info", "warning", "error")
 
 
 def sign(event: Said, glyphs: Glyphs) -> tuple[str, str]:
@@ -66,13 +70,19 @@ def away_rows(view: View, width: int, glyphs: Glyphs) -> list[Row]:
     return [over(cut(tuple(line.spans), width), "select")]
 
 
-def matching(view: View, wanted: str) -> list[Said]:
-    if not wanted:
-        return list(view.said)
+def matching(said: Iterable[Said], wanted: str) -> list[Said]:
     words = wanted.lower().split()
-    return [
-        e for e in view.said if all(w in f"{e.level} {e.topic} {e.text}".lower() for w in words)
-    ]
+    return [e for e in said if all(w in f"{e.level} {e.topic} {e.text}".lower() for w in words)]
+
+
+def terms_of(wanted: str) -> dict[str, object]:
+    """What to ask `GET /v1/history` for: a level where one is named, and the longest other word.
+    What comes is a little more than what matches."""
+    words = wanted.lower().split()
+    levels = [level for level in LEVELS if level in words]
+    rest = [word for word in words if word not in levels]
+    asked: dict[str, object] = {"level": levels[0]} if len(levels) == 1 else {}
+    return asked | ({"text": max(rest, key=len)[:200]} if rest else {})
 
 
 class EventsPanel(ListPanel):
@@ -81,10 +91,51 @@ class EventsPanel(ListPanel):
 
     def __init__(self) -> None:
         super().__init__(id=Panel.EVENTS.value)
+        self._older: tuple[Said, ...] = ()  # from before the view's oldest, asked for by hand
+        self._joint = 0  # the view's oldest when they came
+        self.exhausted = False  # nothing older matches
 
     @property
     def events(self) -> list[Said]:
-        return matching(self.screen_app.view, self._filter)
+        return matching((*self.screen_app.view.said, *self._still_older()), self._filter)
+
+    def _still_older(self) -> tuple[Said, ...]:
+        """The older events, unless newer ones have pushed those between out of the view."""
+        said = self.screen_app.view.said
+        if not said or not self._older:
+            return ()
+        oldest = said[-1].id
+        if oldest > self._joint:
+            return ()
+        return tuple(event for event in self._older if event.id < oldest)
+
+    def oldest_id(self) -> int | None:
+        """Of those known, whether they match or not: where older ones end."""
+        known = (*self.screen_app.view.said, *self._still_older())
+        return known[-1].id if known else None
+
+    def take_older(self, found: Sequence[Said], asked: int) -> None:
+        """`found`: newest first, from before `oldest_id`; fewer than `asked` are the last."""
+        last = self.oldest_id() or 0
+        more = [event for event in found if event.id < last]  # asked twice at once: once
+        self._older = (*self._still_older(), *more)[:OLDER_KEPT]
+        said = self.screen_app.view.said
+        self._joint = said[-1].id if said else 0
+        self.exhausted = len(found) < asked or len(self._older) >= OLDER_KEPT
+        self.changed()
+
+    def find(self, text: str) -> None:
+        """What an other filter brought has gaps, so it goes with that filter."""
+        if text != self._filter:
+            self._older, self.exhausted = (), False
+        super().find(text)
+
+    def step(self, rows: int) -> None:
+        """Below the last one there are older ones."""
+        keys = self.keys()
+        if rows > 0 and keys and self.selected == keys[-1] and not self.exhausted:
+            self.screen_app.do("older")
+        super().step(rows)
 
     def keys(self) -> list[object]:
         return [event.id for event in self.events]
