@@ -31,6 +31,12 @@ def seeds(torture: bool) -> list[int]:
     return list(range(first, first + int(os.environ.get("TORTURE_RUNS", "20"))))
 
 
+@pytest.fixture
+def rounds(torture: bool) -> int:
+    """How often each fault is done: `TORTURE_ROUNDS`, 3 by default."""
+    return int(os.environ.get("TORTURE_ROUNDS", "3")) if torture else 1
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, built once."""

@@ -50,7 +50,7 @@ EDITS: dict[str, tuple[Callable[[Path, str], None], str]] = {
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(300)
-def test_a_bad_edit_of_the_settings_keeps_the_last_good_ones(tmp_path, record, torture):
+def test_a_bad_edit_of_the_settings_keeps_the_last_good_ones(tmp_path, record, rounds):
     workspace = make_workspace(tmp_path / "ws", GOOD, steps=100_000, step_s=0.01, save_every=500)
     workspace.prepare()
     dropped = {"a.jsonl": chat_rows(3, "a")}
@@ -61,7 +61,7 @@ def test_a_bad_edit_of_the_settings_keeps_the_last_good_ones(tmp_path, record, t
     try:
         wait_for(lambda: daemon.training()["global_step"], 60, "it trains")
         pid = daemon.training()["trainer_pid"]
-        for name, (edit, expected) in EDITS.items():
+        for name, (edit, expected) in [*EDITS.items()] * rounds:
             with record.run(f"config: {name}", "bad_edit"):
                 edit(file, good)
                 shown = wait_for(lambda e=expected: seen(daemon, e), 20, f"{name} is noticed")

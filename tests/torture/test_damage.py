@@ -106,12 +106,12 @@ def a_copy(trained: Path, root: Path) -> Workspace:
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, trained, record, torture):
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, trained, record, torture, rounds):
     if not torture:
         pytest.skip("minutes long: make torture; tests/engine does it without a daemon")
-    for damage in DAMAGES:
+    for number, damage in enumerate(DAMAGES * rounds):
         words = damage.__name__.replace("_", " ")
-        workspace = a_copy(trained, tmp_path / damage.__name__)
+        workspace = a_copy(trained, tmp_path / str(number))
         house = Guarded(workspace)
         with record.run(f"checkpoint: {words}", "passed_over"):
             newest = checkpoints.list_folders(workspace.current_model)[0]

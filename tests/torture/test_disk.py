@@ -148,7 +148,7 @@ def failing(pid: int, calls: str, number: int, when: str) -> Iterator[None]:
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(1200)
-def test_failing_system_calls_are_survived(tmp_path, base, record, torture):
+def test_failing_system_calls_are_survived(tmp_path, base, record, torture, rounds):
     if not torture:
         pytest.skip("minutes long: make torture")
     if shutil.which("strace") is None or os.geteuid() != 0:
@@ -164,7 +164,7 @@ def test_failing_system_calls_are_survived(tmp_path, base, record, torture):
     try:
         drop(1000)
         house.begin()
-        for who, calls, number, when in INJECTED:
+        for who, calls, number, when in INJECTED * rounds:
             what = f"{who}: {calls.partition(',')[0]} {errno.errorcode[number]} ({when})"
             house.at_work(90)
             with record.run(f"injected, {what}", "failing_system") as seconds:

@@ -18,7 +18,10 @@ import pytest
 from daemon_harness import Harness, chat_rows, make_workspace, plant, wait_for
 from guarded import ROLES, Guarded, real_workspace
 
-from trainer_tui.safety import processes
+from trainer_tui.daemon import run
+from trainer_tui.safety import processes, unix_socket
+from trainer_tui.safety.errors import Locked
+from trainer_tui.safety.workspace import Workspace
 
 ROWS = 3000
 SAVE_STEPS = 20  # of `guarded.SETTINGS`: what may be lost, plus what is being written
@@ -56,9 +59,10 @@ def strike(house: Guarded, victims: tuple[str, ...]) -> float:
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(1200)
-def test_any_one_and_any_pair_come_back_after_sigkill(tmp_path, base, record, torture):
-    wanted = [*ALONE, *PAIRS, tuple(ROLES)] if torture else [("daemon", "trainer")]
-    house, dropped = at_work(tmp_path / "ws", base, 12_000 if torture else 1500)
+def test_any_one_and_any_pair_come_back_after_sigkill(tmp_path, base, record, torture, rounds):
+    every = [*ALONE, *PAIRS, tuple(ROLES)] if torture else [("daemon", "trainer")]
+    wanted = every * rounds
+    house, dropped = at_work(tmp_path / "ws", base, 12_000 * rounds if torture else 1500)
     try:
         for victims in wanted:
             house.at_work()
@@ -76,12 +80,12 @@ def test_any_one_and_any_pair_come_back_after_sigkill(tmp_path, base, record, to
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(600)
-def test_a_stopped_process_is_continued_or_replaced(tmp_path, base, record, torture):
+def test_a_stopped_process_is_continued_or_replaced(tmp_path, base, record, torture, rounds):
     if not torture:
         pytest.skip("minutes long: make torture")
-    house, dropped = at_work(tmp_path / "ws", base, 12_000)
+    house, dropped = at_work(tmp_path / "ws", base, 12_000 * rounds)
     try:
-        for role in ROLES:
+        for role in ROLES * rounds:
             house.at_work()
             with record.run(f"SIGSTOP {role}", "stopped") as seconds:
                 moment_s = time.time()
@@ -98,10 +102,15 @@ def test_a_stopped_process_is_continued_or_replaced(tmp_path, base, record, tort
 
 
 @pytest.mark.end_to_end
-def test_with_64_file_descriptors_it_trains_or_says_why(tmp_path, base, record, torture):
+@pytest.mark.timeout(600)
+def test_with_64_file_descriptors_it_trains_or_says_why(tmp_path, base, record, torture, rounds):
     if not torture:
         pytest.skip("a start of the real trainer: make torture")
-    workspace = real_workspace(tmp_path / "ws", base)
+    for number in range(rounds):
+        with_few_descriptors(real_workspace(tmp_path / str(number), base), record)
+
+
+def with_few_descriptors(workspace, record):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
     house = Guarded(workspace)
@@ -120,6 +129,46 @@ def test_with_64_file_descriptors_it_trains_or_says_why(tmp_path, base, record, 
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         house.sweep()
+
+
+def contender(root: Path, gate: int, hold: int, result: int) -> None:
+    """What a starting daemon does to become the one: the lock for life, then the socket."""
+    os.read(gate, 1)  # until all stand ready
+    try:
+        lock = run.take_lock(Workspace(root))
+        unix_socket.listen(Workspace(root).socket).close()
+        os.write(result, b"w" if lock.still_ours() else b"?")
+        os.read(hold, 1)  # keeps it until everyone has tried: then the pipe is closed
+    except Locked:
+        os.write(result, b"l")
+    except BaseException:  # noqa: BLE001 - counted by the parent
+        os.write(result, b"e")
+
+
+def test_of_eight_at_the_lock_exactly_one_wins_fifty_times(tmp_path, record):
+    workspace = Workspace(tmp_path)
+    workspace.prepare()
+    for _ in range(50):
+        with record.run("eight at the daemon's lock and socket at once", "fifty_times"):
+            (gate, opener), (hold, holder), (results, result) = os.pipe(), os.pipe(), os.pipe()
+            children = []
+            for _ in range(8):
+                pid = os.fork()
+                if pid == 0:
+                    os.close(opener)
+                    os.close(holder)
+                    contender(tmp_path, gate, hold, result)
+                    os._exit(0)
+                children.append(pid)
+            os.write(opener, b"g" * 8)
+            said = b""
+            while len(said) < 8:
+                said += os.read(results, 8)
+            for fd in (opener, gate, hold, holder, results, result):
+                os.close(fd)
+            for pid in children:
+                os.waitpid(pid, 0)
+            assert sorted(said) == sorted(b"w" + b"l" * 7), said
 
 
 @pytest.mark.end_to_end
