@@ -137,8 +137,14 @@ def _odd(path: str, info: os.stat_result) -> str | None:
     kind = kind_problem(info)
     if kind is None:
         return None
-    name = file_name_text(os.fsencode(os.path.basename(path)))  # noqa: PTH119 - a text for speed
-    return f"inbox: {printable(name, 80)} {kind}"
+    bare = os.path.basename(path)  # noqa: PTH119 - a text for speed
+    job = parse_directory_name(bare) if stat.S_ISDIR(info.st_mode) else None
+    if job is not None:
+        kind = (
+            f"is the folder of job {job.id}; move it to state/queue/normal to queue it, or put its "
+            f"{DATA_NAME} here to queue that as a new file"
+        )
+    return f"inbox: {printable(file_name_text(os.fsencode(bare)), 80)} {kind}"
 
 
 def is_unchanged(candidate: Candidate) -> bool:
