@@ -68,6 +68,7 @@ def router(house: House) -> APIRouter:
         for text in said:
             house.teller.say("info", "config", f"{text} ({who(request)})")
         house.training.settings_changed()
+        await house.desk.settings_changed()
         return json_response({**_document(house), "text": "; ".join(said)})
 
     @routes.get("/undo", summary="What would be undone and redone next")

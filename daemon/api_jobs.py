@@ -223,7 +223,10 @@ def _add_wishes(routes: APIRouter, house: House) -> None:
         wanted = body or RetryBody()
         based_on = revision_of(request, wanted.revision)
         await desk.ask(
-            lambda queue: queue.retry(job_id, wanted.accept, if_revision=based_on), job_id
+            lambda queue: queue.retry(
+                job_id, wanted.accept, if_revision=based_on, key=desk.key_now()
+            ),
+            job_id,
         )
         house.teller.say("info", "job", f"#{job_id} is queued again", job=job_id)
         return json_response(await desk.view(job_id))

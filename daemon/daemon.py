@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer_tui.daemon import api, api_jobs, disk_watch, eta, status, undo
 from trainer_tui.daemon.bus import Bus
+from trainer_tui.daemon.checks import Checks
 from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.disk_watch import DiskWatch
 from trainer_tui.daemon.guardian import Guardian, notify_systemd
@@ -90,7 +91,7 @@ class Daemon:
         )
         self._training = Training(means)
         self._training.blocker = "starting: a trainer of an earlier daemon is looked for"
-        self._desk.on_change = self._training.poke
+        self._desk.on_change = self._on_queue_change
         self._desk.context = self._job_context
         self._keeper = Keeper(
             self._workspace, self._settings, self._training, self._bus, self._teller
@@ -99,7 +100,8 @@ class Daemon:
         self._inbox = Inbox(
             self._workspace, self._settings, self._desk, self._teller, self._run_tag
         )
-        self._inbox.why_not = self._why_no_intake
+        self._checks = Checks(self._workspace, self._desk, self._teller, self._run_tag)
+        self._inbox.why_not = self._checks.why_not = self._why_no_intake
         self._undo = UndoLog(self._workspace, self._apply)
         sources = status.Sources(
             self._workspace,
@@ -175,6 +177,7 @@ class Daemon:
         return [
             ("training", self._training.run),
             ("inbox", self._inbox.run),
+            ("checks", self._checks.run),
             ("queue", self._desk.run),
             ("rounds", self._rounds.run),
             ("orphans", self._wait_for_orphans),
@@ -254,6 +257,10 @@ class Daemon:
         self._training.blocker = await asyncio.to_thread(self._rounds.find_blocker)
         self._training.poke()
 
+    def _on_queue_change(self) -> None:
+        self._training.poke()
+        self._checks.wake()
+
     def _why_no_intake(self) -> str:
         """A full disk, or a training that was given up, takes no more files in."""
         if self._training.intent.training == "degraded":
@@ -278,6 +285,7 @@ class Daemon:
             in_hand_s=eta.job_span(figures) or (eta.NOW_S if figures.job_id is None else None),
             fractions=fractions,
             trained=training.trained,
+            key=self._desk.key,
         )
 
     # --- undo ------------------------------------------------------------------------------------
@@ -325,7 +333,7 @@ class Daemon:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-        await self._inbox.close()
+        await asyncio.gather(self._inbox.close(), self._checks.close())
         await self._keeper.close()
         self._teller.say("info", "daemon", "the daemon ends")
         await self._rounds.publish()

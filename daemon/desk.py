@@ -22,6 +22,7 @@ from trainer_tui.daemon import job_view
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.job_view import Context, Standing
 from trainer_tui.daemon.settings import Settings
+from trainer_tui.queue import check
 from trainer_tui.queue.job import Job, JobError, State
 from trainer_tui.queue.line import Work
 from trainer_tui.queue.store import Queue
@@ -65,6 +66,8 @@ class Desk:
         self.context: Callable[[], Context] = lambda: Context(datetime.now().astimezone())
         self.processing: tuple[Trainable, ...] = ()
         self.claimable = False
+        self.unchecked = False  # what comes next has to be checked again before it may start
+        self.key = ""  # see queue/check.py
         self.counts: dict[str, int] = {}
         self.work = Work()
 
@@ -120,6 +123,11 @@ class Desk:
         """Other file work that must not run beside a change of the queue."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
+    async def settings_changed(self) -> None:
+        """What may start, and on what report, may be different now."""
+        await self.aside(self._look)
+        self._changed()
+
     def look_again(self) -> None:
         """What views show changed although the queue did not."""
         self._dirty.set()
@@ -134,9 +142,16 @@ class Desk:
         queue = self._queue
         processing = tuple(self._trainable(job) for job in queue.processing())
         now = datetime.now().astimezone()
-        claimable = queue.first_startable(now, self.quiet()) is not None
+        first = queue.first_startable(now, self.quiet())
+        self.key = self.key_now()
+        self.unchecked = first is not None and check.is_outdated(first.meta, self.key)
+        claimable = first is not None and not self.unchecked
         self.work, self.counts = queue.work(), queue.counts()
         self.processing, self.claimable = processing, claimable
+
+    def key_now(self) -> str:
+        """What a report would be made against; looks at the disk."""
+        return check.key_of(self._settings.in_force(), self._workspace.root)
 
     def _trainable(self, job: Job) -> Trainable:
         folder = self._queue.path(job)
@@ -148,7 +163,12 @@ class Desk:
     async def claim_next(self) -> Trainable | None:
         """The next job that may start, now in `processing/`, its attempt counted."""
         now, quiet = datetime.now().astimezone(), self.quiet()
-        job = await self.ask(lambda queue: queue.claim_next(now, quiet))
+
+        def claim(queue: Queue) -> Job | None:
+            self._look()
+            return queue.claim_next(now, quiet) if self.claimable else None
+
+        job = await self.ask(claim)
         return self._trainable(job) if job is not None else None
 
     async def begin_again(self, job_id: int) -> None:
@@ -173,6 +193,8 @@ class Desk:
                 steps=entry.steps,
                 val_before=entry.val_before,
                 val_after=entry.val_after,
+                trained_rows=entry.rows,
+                trained_tokens=entry.tokens,
             )
         )
 
@@ -282,9 +304,9 @@ class Desk:
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._dirty.wait()
             except TimeoutError:
-                before = self.claimable
+                before = self.claimable, self.unchecked, self.key
                 await self.aside(self._look)
-                if self.claimable != before:
+                if (self.claimable, self.unchecked, self.key) != before:
                     self._changed()
                 continue
             self._dirty.clear()

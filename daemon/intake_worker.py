@@ -62,6 +62,11 @@ class IntakeWorker:
         async with self._turn:
             return await self._ask(request)
 
+    async def check(self, job: Path) -> Reply:
+        """Make the report of a job's directory again, in a staging directory."""
+        async with self._turn:
+            return await self._ask({"do": "check", **_named(job)})
+
     async def _ask(self, request: dict[str, Any]) -> Reply:
         line = msgspec.json.encode(request) + b"\n"
         for _ in range(2):  # an idle worker may end just when we write to it

@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from trainer_tui.daemon.eta import NOW_S, Pace, Span
+from trainer_tui.queue.check import is_outdated
 from trainer_tui.queue.job import Job, JobError
 from trainer_tui.queue.line import Work
-from trainer_tui.queue.waiting import QuietHours, why_waiting
+from trainer_tui.queue.waiting import NEXT, QuietHours, why_waiting
 
 TRAINED = "trained, waits for its checkpoint"
 
@@ -19,7 +20,7 @@ TRAINED = "trained, waits for its checkpoint"
 class Context:
     """What a view depends on besides the job. `fractions`: of the jobs in `processing/`, how much
     is trained; `trained`: those that only wait for their checkpoint. `in_hand_s`: until the job
-    in hand is done. `not_training`: why nothing is trained.
+    in hand is done. `not_training`: why nothing is trained. `key`: see `queue/check.py`.
     """
 
     now: datetime
@@ -30,6 +31,7 @@ class Context:
     in_hand_s: Span | None = None
     fractions: dict[int, float | None] = field(default_factory=dict)
     trained: frozenset[int] = frozenset()
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ def view(
     """One job; `standing` when it waits."""
     if standing is not None:
         why = why_waiting(job, standing.ahead, context.now, context.quiet, context.not_training)
+        if why == NEXT and is_outdated(job.meta, context.key):
+            why = "its data report is made again: the model or the settings have changed"
         start = _after(context.in_hand_s, _tokens(standing.work, context.epochs), context)
         end = _after(start, tokens_of(job, context.epochs), context)
         return _view(job, context, standing.place, why, start, end, None)
@@ -133,6 +137,8 @@ def _view(
         "val_before": meta.val_before,
         "val_after": meta.val_after,
         "parent_job": meta.parent_job,
+        "trained_rows": meta.trained_rows or None,
+        "trained_tokens": meta.trained_tokens or None,
     }
 
 

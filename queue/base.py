@@ -214,6 +214,10 @@ class QueueBase:
         """A job that someone deleted by hand (reconciliation only)."""
         self._forget(job_id)
 
+    def note_report(self, job_id: int, values: dict[str, object]) -> Job:
+        """What a report that was made again says (see `check.py` only)."""
+        return self._edit(self.get(job_id), **values)
+
     def _forget(self, job_id: int) -> None:
         self.index.drop(job_id)
         self._revision += 1

@@ -3,8 +3,9 @@
 JSON lines on stdin and stdout, one answer for each request, in order:
 `{"do": "take", "path", "priority", "again", "keep_original", "added_by"}` ->
 `{"ok": true, "staged", "meta", "verdict"}` or `{"ok": false, "class", "message", "hint"}`.
+`{"do": "check", "path": job folder}` makes a job's report again; the answer is alike.
 `path_bytes` (base64) stands for `path` when the name is not UTF-8. Classes: busy (ask again
-later), duplicate, data_error, refused, config, disk, memory, timeout, usage, defect.
+later), gone, duplicate, data_error, refused, config, disk, memory, timeout, usage, defect.
 
 Hostile files meet this process, not the daemon: its memory and CPU time are limited and it never
 holds anything but a staging directory. It ends at end of input or after a minute without a request.
@@ -31,10 +32,11 @@ import msgspec
 
 from trainer_tui.data.validation import ValidationSet
 from trainer_tui.queue import report_context, trained
+from trainer_tui.queue.check import TOKENIZER_NAMES, settings_in_force
 from trainer_tui.queue.intake import Busy
-from trainer_tui.queue.job import COMPLETED
+from trainer_tui.queue.job import COMPLETED, DATA_NAME
 from trainer_tui.queue.report import Context
-from trainer_tui.queue.staging import Memory, Order, SameContent, stage
+from trainer_tui.queue.staging import Memory, Order, SameContent, check, stage
 from trainer_tui.safety import clock, config, logs
 from trainer_tui.safety.errors import ConfigProblem, DataProblem, Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace, find
@@ -80,7 +82,9 @@ class Contexts:
         found, completed = self._look(), _mark(self._workspace.queue / COMPLETED)
         start_s = clock.monotonic_s()
         if self._context is None or found != self._made_of:
-            self._context, self._made_of = report_context.build(self._workspace), found
+            settings = settings_in_force(self._workspace)
+            self._context = report_context.build(self._workspace, settings)
+            self._made_of = found
         elif completed != self._completed and start_s >= self._trained_again_s:
             again = trained.load(self._workspace)
             self._context = dataclasses.replace(self._context, trained=again)
@@ -93,11 +97,10 @@ class Contexts:
 
     def _look(self) -> tuple[object, ...]:
         workspace = self._workspace
-        settings = config.load(workspace.config_file)
+        settings = settings_in_force(workspace)
         model = config.base_model_folder(settings, workspace.root)
         newest = ValidationSet.current(workspace.validation)
-        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-        marks = tuple(_mark(model / name) for name in names)
+        marks = tuple(_mark(model / name) for name in TOKENIZER_NAMES)
         return settings, marks, newest.id if newest else ""
 
 
@@ -113,11 +116,17 @@ def answer(line: bytes, workspace: Workspace, contexts: Contexts) -> dict[str, A
     """Do what one line asks for; never raises."""
     try:
         request = msgspec.json.decode(line, type=Request)
-        if request.do != "take":
-            return _no("usage", f"{request.do!r} is not something to do", "take")
-        order = _order(request)
-        _limit_time(order.path)
-        staged = stage(workspace, order, contexts.now(), contexts.memory)
+        match request.do:
+            case "take":
+                order = _order(request)
+                _limit_time(order.path)
+                staged = stage(workspace, order, contexts.now(), contexts.memory)
+            case "check":
+                job = _order(request).path
+                _limit_time(job / DATA_NAME)
+                staged = check(workspace, job, contexts.now(), contexts.memory)
+            case _:
+                return _no("usage", f"{request.do!r} is not something to do", "take, check")
         meta = msgspec.to_builtins(staged.meta)
         return {
             "ok": True,
@@ -147,6 +156,8 @@ def _classified(problem: Exception) -> dict[str, Any]:
             return _no("memory", "the file needs more memory than it may have", "split it")
         case _TimeUp():
             return _no("timeout", "the file takes far longer than its size allows", "split it")
+        case FileNotFoundError():
+            return _no("gone", "it is not there any more", "")
         case OSError() if problem.errno in _DISK_ERRORS:
             return _no("disk", f"the disk does not take it: {problem.strerror}", "make room")
         case OSError():

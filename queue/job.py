@@ -69,6 +69,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: int = 0
     verdict: Verdict = "unchecked"
     summary: str = ""
+    checked_with: str = ""  # check.key_of what the verdict was made against
     priority: str = "normal"
     added_at: str = ""
     added_by: str = ""
@@ -83,6 +84,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     val_before: float | None = None
     val_after: float | None = None
     skipped_fraction: float | None = None
+    trained_rows: int = 0  # what is left of the kept ones without validation set and holdout
+    trained_tokens: int = 0  # in all epochs
 
 
 class JobError(msgspec.Struct, frozen=True, kw_only=True):

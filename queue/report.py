@@ -80,7 +80,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
     """What a report is made against. `trained`: first 8 bytes of the identities of rows trained
-    before, sorted. `tokens_per_s`: measured lately, None when unknown."""
+    before, sorted. `tokens_per_s`: measured lately, None when unknown. `key`: of settings and
+    tokenizer, see `check.key_of`."""
 
     config: Config
     template: ChatTemplate | None
@@ -89,6 +90,7 @@ class Context:
     trained: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
     tokens_per_s: float | None = None
     parameters: int | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer_tui.data.template import ChatTemplate
 from trainer_tui.data.validation import ValidationSet
-from trainer_tui.queue import trained
+from trainer_tui.queue import check, trained
 from trainer_tui.queue.report import Context
 from trainer_tui.safety import config
 from trainer_tui.safety.config import Config
@@ -20,15 +20,19 @@ from trainer_tui.safety.errors import DataProblem
 from trainer_tui.safety.workspace import Workspace
 
 
-def build(workspace: Workspace | None) -> Context:
+def build(workspace: Workspace | None, settings: Config | None = None) -> Context:
     """Read what there is.
+
+    Args:
+        settings: in place of those in `config.toml`.
 
     Raises:
         ConfigProblem: `config.toml` cannot be used.
     """
     if workspace is None:
         return Context(Config(), None, ("no workspace: default settings, tokens not counted",))
-    settings = config.load(workspace.config_file)
+    settings = settings or config.load(workspace.config_file)
+    key = check.key_of(settings, workspace.root)  # before the rest: a change meanwhile shows
     folder = config.base_model_folder(settings, workspace.root)
     template, notes = load_template(folder)
     return Context(
@@ -39,6 +43,7 @@ def build(workspace: Workspace | None) -> Context:
         trained=trained.load(workspace),
         tokens_per_s=_measured_speed(workspace.status_file),
         parameters=parameters_of(folder),
+        key=key,
     )
 
 

@@ -30,6 +30,7 @@ from trainer_tui.queue.job import (
     REPORT_NAME,
     JobError,
     Meta,
+    decode_meta,
     encode_error,
     encode_meta,
     names_of,
@@ -83,8 +84,7 @@ def stage(
         SameContent, Refused: never as it is.
         OSError: the disk.
     """
-    folder = workspace.queue / f"{durable.STAGING_PREFIX}{secrets.token_hex(8)}"
-    durable.make_directory(folder)
+    folder = _new_folder(workspace)
     try:
         return _stage(workspace, folder, order, context, memory or Memory(workspace))
     except BaseException:
@@ -110,8 +110,34 @@ def _stage(
     holder = None if order.again else memory.known.holder_of(copied.sha256)
     if holder is not None:
         return _duplicate(folder, order, meta, holder)
-    found = _report(workspace, folder, meta, context, memory)
-    meta = _with_report(meta, found, context.template is not None)
+    found = _report(workspace, folder, folder / DATA_NAME, meta, context, memory)
+    return _judged(folder, meta, found, context)
+
+
+def check(workspace: Workspace, job: Path, context: Context, memory: Memory) -> Staged:
+    """Make the report of a job again, beside it; `Queue.take_report` brings the two together.
+
+    Raises:
+        FileNotFoundError: the job was moved or removed meanwhile.
+        OSError: the disk.
+    """
+    meta = decode_meta((job / META_NAME).read_bytes())
+    folder = _new_folder(workspace)
+    try:
+        found = _report(workspace, folder, job / DATA_NAME, meta, context, memory)
+        return _judged(folder, meta, found, context)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _new_folder(workspace: Workspace) -> Path:
+    folder = workspace.queue / f"{durable.STAGING_PREFIX}{secrets.token_hex(8)}"
+    durable.make_directory(folder)
+    return folder
+
+
+def _judged(folder: Path, meta: Meta, found: Report, context: Context) -> Staged:
     if found.verdict == "block":
         error = JobError(
             error_class="blocked",
@@ -119,14 +145,13 @@ def _stage(
             hint=next((reason.hint for reason in found.reasons if reason.hint), ""),
         )
         durable.write_new(folder / ERROR_NAME, encode_error(error))
-    return _finish(folder, meta)
+    return _finish(folder, _with_report(meta, found, context))
 
 
 def _report(
-    workspace: Workspace, folder: Path, meta: Meta, context: Context, memory: Memory
+    workspace: Workspace, folder: Path, path: Path, meta: Meta, context: Context, memory: Memory
 ) -> Report:
-    """Report and tokens in one pass over the copy."""
-    path = folder / DATA_NAME
+    """Report and tokens in one pass over the rows in `path`, written into `folder`."""
     keep, key = None, ""
     if context.template is not None:
         options = TokenOptions.from_config(context.config)
@@ -159,7 +184,8 @@ def _write_report(folder: Path, found: Report, rejects: list[Reject]) -> None:
         durable.write_new(folder / REJECTS_NAME, lines, 0o400)
 
 
-def _with_report(meta: Meta, found: Report, tokenised: bool) -> Meta:
+def _with_report(meta: Meta, found: Report, context: Context) -> Meta:
+    tokenised = context.template is not None
     verdict = found.verdict if tokenised or found.verdict == "block" else "unchecked"
     return msgspec.structs.replace(
         meta,
@@ -172,6 +198,7 @@ def _with_report(meta: Meta, found: Report, tokenised: bool) -> Meta:
         steps=found.steps or 0,
         verdict=verdict,
         summary=found.summary,
+        checked_with=context.key,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainer_tui.queue import known, row_hashes
+from trainer_tui.queue import check, known, row_hashes
 from trainer_tui.queue.base import NEXT_ID_NAME
 from trainer_tui.queue.job import (
     COMPLETED,
@@ -157,6 +157,8 @@ class Queue(QueueMoves):
         steps: int | None = None,
         val_before: float | None = None,
         val_after: float | None = None,
+        trained_rows: int = 0,
+        trained_tokens: int = 0,
     ) -> Job:
         """A committed ledger lists the job: off to `recently_completed/`. Done twice is done."""
         with self._lock:
@@ -175,6 +177,8 @@ class Queue(QueueMoves):
                 steps=job.meta.steps if steps is None else steps,
                 val_before=job.meta.val_before if val_before is None else val_before,
                 val_after=job.meta.val_after if val_after is None else val_after,
+                trained_rows=trained_rows or job.meta.trained_rows,
+                trained_tokens=trained_tokens or job.meta.trained_tokens,
             )
             job = self._rename(self._write_meta(job, meta), COMPLETED)
             if meta.file_sha256:
@@ -210,8 +214,12 @@ class Queue(QueueMoves):
             job = self.end_attempt(job_id, "interrupted")
             return self._to_priority(job, job.meta.priority)
 
-    def retry(self, job_id: int, accept: bool = False, *, if_revision: int | None = None) -> Job:
-        """Queue a failed job again, in its priority and place; attempts count anew.
+    def retry(
+        self, job_id: int, accept: bool = False, *, if_revision: int | None = None, key: str = ""
+    ) -> Job:
+        """Queue a failed job again, in its priority and place; attempts count anew. A blocked one
+        whose report would be made against something else now (`key`, see `check.py`) is checked
+        again before it starts.
 
         Raises:
             Refused: it did not fail, or its report blocks it and `accept` is not given.
@@ -220,14 +228,15 @@ class Queue(QueueMoves):
             job = self.get(job_id)
             self._fresh(if_revision, job_id)
             self._must_be(job, FAILED)
-            if job.meta.verdict == "block" and not (accept or job.meta.accepted):
+            error = self.error(job)
+            kind = error.error_class if error else ""
+            anew = kind == "blocked" and not accept and check.may_differ(job.meta, key)
+            if job.meta.verdict == "block" and not (accept or job.meta.accepted or anew):
                 raise Refused(
                     f"job {job_id} ({job.name}) is blocked: {job.meta.summary}",
                     f"to train it all the same: trainer-tui queue retry {job_id} --accept",
                 )
-            error = self.error(job)
-            kind = error.error_class if error else ""
-            if kind == "unreadable" or (kind == "blocked" and not job.meta.kept_rows):
+            if kind == "unreadable" or (kind == "blocked" and not (job.meta.kept_rows or anew)):
                 raise Refused(
                     f"job {job_id} ({job.name}) has no row that can be trained",
                     "correct the file and add it again",
@@ -235,6 +244,7 @@ class Queue(QueueMoves):
             job = self._edit(
                 job,
                 accepted=job.meta.accepted or accept,
+                verdict="unchecked" if anew else job.meta.verdict,
                 attempts=(),
                 finished_at=None,
                 started_at=None,
@@ -326,6 +336,18 @@ class Queue(QueueMoves):
         raise NotFound(f"job {job_id} is not in the trash", "it was cleared away")
 
     # --- upkeep ----------------------------------------------------------------------------------
+
+    def take_report(self, job_id: int, staged: Path) -> Job | None:
+        """Give a waiting job the report that was made again in `staged` (see `check.py`).
+
+        Returns:
+            The job, in `failed/` if the report blocks it; None when it does not wait any more.
+        """
+        with self._lock:
+            try:
+                return check.adopt(self, job_id, staged)
+            finally:
+                self.discard(staged)
 
     def reconcile(self) -> list[Finding]:
         """Take over what was moved, edited or deleted by hand since the last look, and say so."""

@@ -10,6 +10,7 @@ from datetime import datetime
 from trainer_tui.queue.job import Job
 from trainer_tui.safety.errors import ConfigProblem
 
+NEXT = "next"
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)\s*-\s*([01]\d|2[0-3]):([0-5]\d)")
 
 
@@ -85,7 +86,7 @@ def why_waiting(
     if training:
         return training
     if ahead == 0:
-        return "next"
+        return NEXT
     return f"{ahead} {'file is' if ahead == 1 else 'files are'} ahead"
 
 
