@@ -46,7 +46,7 @@ def one_fault(
             wait_for(lambda: processes.state_of(victim) != "T", 60, f"{role} runs again")
             return f"stop {role}", []
         case "rollback":
-            house.post("/v1/versions/rollback", {}, timeout_s=90)
+            wait_for(lambda: went_back(house), 60, "something to go back from")
         case "pause":
             house.post("/v1/training/pause", {}, timeout_s=90)
             house.post("/v1/training/resume", {}, timeout_s=90)
@@ -55,6 +55,13 @@ def one_fault(
         case "config":
             (house.workspace.root / "config.toml").write_text("[[[ half an edit")
     return kind, []
+
+
+def went_back(house: Guarded) -> bool:
+    """Refused while nothing is committed since the newest version."""
+    answer = house.call("POST", "/v1/versions/rollback", {}, timeout_s=90)
+    assert answer.status in (200, 409), answer
+    return answer.status == 200
 
 
 class Work:
