@@ -5,7 +5,7 @@
 wheels=${1:-.whl}
 rooms=$(mktemp -d)
 mkdir -p "$rooms/trainer_tui"
-for room in engine data safety; do ln -s "$PWD/$room" "$rooms/trainer_tui/$room"; done
+for room in engine data safety queue versions daemon tui; do ln -s "$PWD/$room" "$rooms/trainer_tui/$room"; done
 if ls "$wheels"/*.whl >/dev/null 2>&1; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
         --target "$rooms" "$wheels"/*.whl

@@ -25,12 +25,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from trainer_tui.safety import checkpoints, durable, manifest
+from trainer_tui.safety.checkpoints import HASHING_THREADS
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.manifest import Manifest
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import keeping
 from trainer_tui.versions.backup import Backup
-from trainer_tui.versions.check import HASHING_THREADS
 from trainer_tui.versions.store import VersionStore
 
 MB = 1_000_000

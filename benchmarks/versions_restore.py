@@ -1,15 +1,17 @@
 """Going back with a real daemon and a real trainer: from the wish to the first new step.
 
-    python -m benchmarks.versions_restore [--megabytes 300] [--rounds 3] [--folder DIR] [--write]
+    python -m benchmarks.versions_restore [--megabytes 300] [--rounds 3] [--folder DIR]
+        [--write NAME]
 
-Random weights in a Qwen3 shape of about that size in float32 (0: the toy model). Each round makes
-a version, trains on, restores it, and waits for the first step after it. `--write` keeps the
-table in results/versions_restore.md.
+Random weights in a Qwen3 shape of about that size in float32 (0: the toy model; 4000: one billion
+parameters). Each round makes a version, trains on, restores it, and waits for the first step
+after it. `--write` keeps the table in results/NAME.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -18,8 +20,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,12 +33,9 @@ from trainer_tui.safety.workspace import Workspace
 from trainer_tui.tui.client import Client
 
 PATIENCE_S = 600.0
-HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM = 768, 2304, 12, 4, 64
-LAYER_BYTES = 4 * HIDDEN * (2 * HEADS * HEAD_DIM + 2 * KV_HEADS * HEAD_DIM + 3 * INTERMEDIATE)
+LARGE_MEGABYTES = 2000
 SETTINGS = """
 max_length = 256
-pack_tokens = 256
-tokens_per_step = 256
 warmup_steps = 2
 eval_steps = 100000
 save_steps = 100000
@@ -43,8 +44,29 @@ min_save_interval_s = 100000.0
 rows = 4
 [versioning]
 on_new_best = false
+[retention]
+checkpoints = 2
+emergency_backups = 1
 """
-ROWS = 6_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of one layer; `bytes` in float32."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def bytes(self) -> int:
+        attention = 2 * (self.heads + self.kv_heads) * self.head_dim
+        return 4 * self.hidden * (attention + 3 * self.intermediate)
+
+
+SMALL, LARGE = Shape(768, 2304, 12, 4, 64), Shape(2048, 6144, 16, 8, 128)
 
 
 def main() -> None:
@@ -52,13 +74,13 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write", metavar="NAME", default="")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=wanted.folder, prefix="versions-restore-") as place:
         table = measure(Workspace(Path(place) / "ws"), wanted.megabytes, wanted.rounds)
     print(table)
     if wanted.write:
-        (Path(__file__).parent / "results" / "versions_restore.md").write_text(table)
+        (Path(__file__).parent / "results" / f"{wanted.write}.md").write_text(table)
 
 
 def build(folder: Path, megabytes: int) -> None:
@@ -71,13 +93,17 @@ def build(folder: Path, megabytes: int) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     values = json.loads((folder / "config.json").read_text())
+    shape = LARGE if megabytes >= LARGE_MEGABYTES else SMALL
     values |= {
-        "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM,
-        "num_hidden_layers": max(1, megabytes * 1_000_000 // LAYER_BYTES), "layer_types": None,
+        "hidden_size": shape.hidden, "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim, "layer_types": None, "dtype": "float32",
+        "num_hidden_layers": max(1, megabytes * 1_000_000 // shape.bytes),
     }  # fmt: skip
     torch.manual_seed(1)
-    Qwen3ForCausalLM(Qwen3Config(**values)).save_pretrained(folder)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen3ForCausalLM(Qwen3Config(**values))
+    model.save_pretrained(folder)
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
@@ -91,31 +117,104 @@ def wait_for(what: Callable[[], Any]) -> Any:
 
 def measure(workspace: Workspace, megabytes: int, rounds: int) -> str:
     """Serve the workspace, go back `rounds` times, and return the table as Markdown."""
+    card = _card()
+    tokens, count = (2048, 60_000) if card else (256, 6_000)
     workspace.root.mkdir()
-    workspace.config_file.write_text(SETTINGS)
+    sizes = f"pack_tokens = {tokens}\ntokens_per_step = {tokens}\n"
+    workspace.config_file.write_text(sizes + SETTINGS)
     workspace.prepare()
     build(workspace.models / "base", megabytes)
     rows = (
         {"messages": [{"role": "user", "content": f"question {i} " + "of words " * 3},
                       {"role": "assistant", "content": f"answer {i} " + "and so on " * 4}]}
-        for i in range(ROWS)
+        for i in range(count)
     )  # fmt: skip
+    print(f"{megabytes} MB of random weights; plain writing {_write_speed(workspace):.2f} GB/s")
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (workspace.inbox / "long.jsonl").write_text(text)
     command = [sys.executable, "-P", "-m", "trainer_tui.daemon", "--workspace"]
     log = (workspace.root / "daemon.out").open("wb")
     daemon = subprocess.Popen([*command, str(workspace.root)], stdout=log, stderr=log)
     try:
-        return _table(Client(workspace.socket), workspace, rounds)
+        return _table(Client(workspace.socket), workspace, rounds, card)
+    except BaseException:
+        print((workspace.root / "daemon.out").read_text()[-4000:])
+        raise
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(PATIENCE_S)
 
 
-def _table(client: Client, workspace: Workspace, rounds: int) -> str:
+class Watch:
+    """Looks at the status every few milliseconds; `end` says how long each phase lasted."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._seen: list[tuple[float, str]] = [(time.monotonic(), "the version is proven")]
+        self._before = client.get("/v1/status")["training"]["trainer_pid"]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.04):
+            try:
+                training = self._client.get("/v1/status")["training"]
+            except TrainerTuiError:
+                continue
+            phase = self._name(training["trainer_pid"], training)
+            if phase and phase != self._seen[-1][1]:
+                self._seen.append((time.monotonic(), phase))
+
+    def _name(self, pid: int | None, training: dict[str, Any]) -> str:
+        if pid is None:
+            return "committed again, as a checkpoint"
+        if pid == self._before:
+            stopping = training["state"] in ("saving", "stopping")
+            return "the old trainer saves and ends" if stopping else ""
+        return f"the new trainer: {training['phase']}" if training["phase"] else ""
+
+    def end(self) -> dict[str, float]:
+        self._ended.set()
+        self._thread.join()
+        self._seen.append((time.monotonic(), ""))
+        lasted: dict[str, float] = {}
+        for (from_s, phase), (to_s, _) in itertools.pairwise(self._seen):
+            lasted[phase] = lasted.get(phase, 0.0) + to_s - from_s
+        return lasted
+
+
+def _card() -> str:
+    """Name of the GPU, empty without one."""
+    program = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(program, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.splitlines()[0].strip()
+
+
+def _write_speed(workspace: Workspace) -> float:
+    """GB/s of one large file, written and fsynced: what a save cannot be faster than."""
+    path, chunk = workspace.root / "written", os.urandom(64 << 20)
+    started_s = time.monotonic()
+    with path.open("wb") as stream:
+        for _ in range(16):
+            stream.write(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+    took_s = time.monotonic() - started_s
+    path.unlink()
+    return 16 * len(chunk) / took_s / 1e9
+
+
+def _table(client: Client, workspace: Workspace, rounds: int, card: str) -> str:
     def step() -> int:
         try:
-            return int(client.get("/v1/status")["training"]["global_step"] or 0)
+            training = client.get("/v1/status")["training"]
+            if training["state"] == "degraded":
+                raise SystemExit(f"training was given up: {training['reason']}")
+            return int(training["global_step"] or 0)
         except TrainerTuiError:
             return 0  # it is starting
 
@@ -123,20 +222,26 @@ def _table(client: Client, workspace: Workspace, rounds: int) -> str:
         return int(wait_for(lambda: (now := step()) > than and now))
 
     created, replied, stepping, per_step = [], [], [], []
+    phases: list[dict[str, float]] = []
     for number in range(1, rounds + 1):
         at = further(further(step()))
         started_s = time.monotonic()
         client.post("/v1/versions", {"description": f"round {number}"})
         created.append(time.monotonic() - started_s)
+        print(f"round {number}: version made in {created[-1]:.1f} s", flush=True)
         at = step()
         started_s = time.monotonic()
         reached = further(at)
         per_step.append((time.monotonic() - started_s) / (reached - at))
+        watch = Watch(client)
         started_s = time.monotonic()
         restored = client.post(f"/v1/versions/{number}/restore")["restored"]
         replied.append(time.monotonic() - started_s)
         further(restored["global_step"])
         stepping.append(time.monotonic() - started_s)
+        phases.append(watch.end())
+        told = ", ".join(f"{name} {lasted:.1f}" for name, lasted in phases[-1].items())
+        print(f"round {number}: {stepping[-1]:.1f} s ({told})", flush=True)
     folder = workspace.current_model / restored["checkpoint"]
     sizes = {path.name: path.stat().st_size / 1e6 for path in folder.glob("*.safetensors")}
     size = ", ".join(f"{name} {megabytes:.0f} MB" for name, megabytes in sorted(sizes.items()))
@@ -147,11 +252,15 @@ def _table(client: Client, workspace: Workspace, rounds: int) -> str:
         ("restore: wish to the first new step", stepping),
         ("one training step", per_step),
     ]
+    names = dict.fromkeys(name for lasted in phases for name in lasted)
+    for name in names:
+        rows.append((f"· {name}", [lasted.get(name, 0.0) for lasted in phases]))
     lines = [
         "# Going back: from the wish to the first new step",
         "",
         f"`python -m benchmarks.versions_restore {argv}`, {datetime.now(UTC):%Y-%m-%d},"
-        f" {os.cpu_count()} cores, no GPU, Python {platform.python_version()}. {size}."
+        f" {os.cpu_count()} cores, {card or 'no GPU'}, Python {platform.python_version()}. {size}."
+        f" Plain writing with fsync: {_write_speed(workspace):.2f} GB/s."
         f" Load average {os.getloadavg()[1]:.1f}: other work slows all alike.",
         "",
         "| what | median | worst |",

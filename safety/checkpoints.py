@@ -6,16 +6,20 @@ There is no pointer to lose, and nothing here orders by time.
 
 from __future__ import annotations
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer_tui.safety import durable, manifest
+from trainer_tui.safety import durable, manifest, proofs
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import FileEntry, Manifest, Role
 
 _NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?")
 BAD_SUFFIX = ".bad"
+HASHING_THREADS = min(4, os.cpu_count() or 1)
+WORTH_A_THREAD_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,14 +50,23 @@ def list_folders(current_model: Path) -> list[Path]:
 
 
 def verify(folder: Path) -> Manifest:
-    """Check every file of a checkpoint or version against its manifest.
+    """Check every file of a checkpoint or version against its manifest, large ones side by side.
 
     Raises:
         Corrupt: the first thing that does not match, in one sentence.
     """
     sealed = manifest.read(folder)
-    for entry in sealed.files:
-        verify_file(folder, entry)
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        outcomes = [
+            pool.submit(verify_file, folder, entry)
+            for entry in sealed.files
+            if entry.bytes >= WORTH_A_THREAD_BYTES
+        ]
+        for entry in sealed.files:
+            if entry.bytes < WORTH_A_THREAD_BYTES:
+                verify_file(folder, entry)
+        for outcome in outcomes:
+            outcome.result()
     return sealed
 
 
@@ -83,8 +96,11 @@ class Newest:
     passed_over: tuple[str, ...]
 
 
-def newest_verified(current_model: Path) -> Newest | None:
+def newest_verified(current_model: Path, *, believe_note: bool = False) -> Newest | None:
     """The checkpoint to resume from; None when nothing was ever committed.
+
+    Args:
+        believe_note: what a restore hashed a moment ago is not hashed again (`proofs`).
 
     Raises:
         Corrupt: checkpoints exist and none verifies. Training must not start at step 0 then.
@@ -92,6 +108,8 @@ def newest_verified(current_model: Path) -> Newest | None:
     problems: list[str] = []
     for folder in list_folders(current_model):
         try:
+            if believe_note and proofs.just_proven(folder, sealed := manifest.read(folder)):
+                return Newest(folder, sealed, tuple(problems))
             return Newest(folder, verify(folder), tuple(problems))
         except Corrupt as problem:
             problems.append(problem.message)

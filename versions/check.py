@@ -7,7 +7,6 @@ that a disk does afterwards is found by `verify` alone, which never believes the
 
 from __future__ import annotations
 
-import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,15 +17,13 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from trainer_tui.safety import clock, durable, manifest
-from trainer_tui.safety.checkpoints import verify_file
+from trainer_tui.safety.checkpoints import HASHING_THREADS, WORTH_A_THREAD_BYTES, verify_file
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import FileEntry, Manifest
 from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
 from trainer_tui.versions.records import State, read_version
 
-HASHING_THREADS = min(4, os.cpu_count() or 1)
 _CACHE_ENTRIES = 4096
-_WORTH_A_THREAD_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +147,8 @@ def prove(folder: Path, verified: Verified | None = None) -> Manifest:
     sealed = manifest.read(folder)
     for entry in sealed.files:
         checked_name(entry.name)
-    small = [entry for entry in sealed.files if entry.bytes < _WORTH_A_THREAD_BYTES]
-    large = [entry for entry in sealed.files if entry.bytes >= _WORTH_A_THREAD_BYTES]
+    small = [entry for entry in sealed.files if entry.bytes < WORTH_A_THREAD_BYTES]
+    large = [entry for entry in sealed.files if entry.bytes >= WORTH_A_THREAD_BYTES]
     for entry in small:
         _prove_file(folder, entry, verified)
     if large:

@@ -7,6 +7,7 @@ the new checkpoint by one rename. Nothing is removed, so it is the old or the ne
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from trainer_tui.safety import checkpoints, manifest
+from trainer_tui.safety import checkpoints, manifest, proofs
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import Manifest
 from trainer_tui.versions import bundle, check, emergency, trained
@@ -112,6 +113,8 @@ def commit_again(
         if source.optimizer and optimizer:
             bundle.share_files(source.optimizer, optimizer.files, staging)
         checkpoints.commit(staging, target, manifest.seal(renewed))
+    with contextlib.suppress(OSError):  # a hint; the trainer hashes it all when there is none
+        proofs.note(target, manifest.read(target))
     if renewed.weights_only:
         notes.append("the optimizer was not kept: the learning rate warms up again")
     return Restored(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trainer_tui.safety import checkpoints, locks, manifest
+from trainer_tui.safety import checkpoints, locks, manifest, proofs
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
 from trainer_tui.versions import records
 
@@ -188,3 +188,47 @@ def test_the_graph_shows_what_was_left_and_what_lives(house):
     live = {node.name.split("_")[0]: node.live for node in graph.nodes}
     assert live["v001"] and live["v003"] and not live["v002"]
     json.dumps(graph.as_dict())
+
+
+def hashed_by(house, monkeypatch, **how) -> list[str]:
+    """Names of the files that a look for the newest checkpoint reads and hashes."""
+    seen: list[str] = []
+    real = checkpoints.verify_file
+    monkeypatch.setattr(
+        checkpoints, "verify_file", lambda at, entry: seen.append(entry.name) or real(at, entry)
+    )
+    checkpoints.newest_verified(house.workspace.current_model, **how)
+    monkeypatch.undo()
+    return seen
+
+
+def test_what_a_restore_has_just_hashed_is_not_hashed_again_by_the_trainer(house, monkeypatch):
+    two_versions(house)
+    done = house.store.restore(1)
+    assert hashed_by(house, monkeypatch, believe_note=True) == []
+    assert len(hashed_by(house, monkeypatch)) == 4, "nobody else believes the note"
+    house.checkpoint(260, lineage=1)
+    assert len(hashed_by(house, monkeypatch, believe_note=True)) == 4, "another is the newest now"
+    checkpoints.list_folders(house.workspace.current_model)[0].rename(house.workspace.root / "away")
+    assert hashed_by(house, monkeypatch, believe_note=True) == []
+
+    weights = done.folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    newest = checkpoints.newest_verified(house.workspace.current_model, believe_note=True)
+    assert newest.folder.name == "checkpoint-250", "a file that is another one proves nothing"
+    assert "model.safetensors does not match" in newest.passed_over[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"), [("boot", "another"), ("at_s", -1000.0), ("at_s", 1e12), ("files", {})]
+)
+def test_a_note_of_another_time_or_boot_is_no_proof(house, monkeypatch, changed, value):
+    two_versions(house)
+    house.store.restore(1)
+    path = house.workspace.current_model / proofs.NOTE
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {changed: value}))
+    assert len(hashed_by(house, monkeypatch, believe_note=True)) == 4
+    path.write_text("{")
+    assert len(hashed_by(house, monkeypatch, believe_note=True)) == 4
