@@ -96,7 +96,7 @@ def load(
         DataProblem: the tokenizer or the chat template cannot be used.
     """
     durable.sweep_staging(workspace.current_model)
-    newest = checkpoints.newest_verified(workspace.current_model)
+    newest = checkpoints.newest_verified(workspace.current_model, believe_note=True)
     notes = _mark_damaged(workspace.current_model, newest)
     base = base_model_folder(config, workspace.root)
     if newest is None or base.exists():
