@@ -49,6 +49,7 @@ class Watched:
     started_s: float
     answered_s: float | None = None
     dumped: bool = False
+    told: int = 0  # how many requests to end were passed on
 
 
 @dataclass(slots=True)
@@ -56,13 +57,18 @@ class Watchdog:
     root: Path
     command: list[str]
     run_tag: str
-    stopping: bool = False
+    foreground: bool = False  # the daemon's words go where ours go
+    asked: int = 0  # how often we were asked to end
     crashes: int = 0
     orphans: dict[ProcessId, float] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
         return self.root / "state"
+
+    @property
+    def stopping(self) -> bool:
+        return self.asked > 0
 
     # --- one daemon after the other ---------------------------------------------------------
 
@@ -89,7 +95,8 @@ class Watchdog:
 
     def _start(self) -> Watched:
         output = self.state / "logs" / "daemon.out"
-        with output.open("ab") as stream:
+        with contextlib.ExitStack() as stack:
+            stream = None if self.foreground else stack.enter_context(output.open("ab"))
             child = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -114,7 +121,8 @@ class Watchdog:
             code = self._ended(watched)
             if code != "runs":
                 return None if code == "lost" else int(code)
-            if self.stopping:
+            while watched.told < self.asked:  # each once: a second one hurries the trainer
+                watched.told += 1
                 processes.send(watched.process, signal.SIGTERM)
             self._ping(watched)
             self._end_orphans()
@@ -182,13 +190,13 @@ class Watchdog:
 
     def _sleep(self, seconds: float, watched: Watched | None = None) -> None:
         """Wait, but wake at once when the daemon ends or a signal comes."""
-        deadline = time.monotonic() + seconds
+        deadline, asked = time.monotonic() + seconds, self.asked
         poller = select.poll()
         with contextlib.ExitStack() as stack:
             fd = stack.enter_context(processes.opened(watched.process)) if watched else None
             if fd is not None:
                 poller.register(fd, select.POLLIN)
-            while not self.stopping and (left := deadline - time.monotonic()) > 0:
+            while self.asked == asked and (left := deadline - time.monotonic()) > 0:
                 if poller.poll(min(left, 0.5) * 1000):
                     return
 
@@ -223,6 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="trainer-tui-watchdog")
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--adopt", default="", help="PID:START of a daemon that runs already")
+    parser.add_argument("--foreground", action="store_true", help="show what the daemon says")
     options = parser.parse_args(arguments)
     os.umask(0o077)
     root: Path = options.workspace.absolute()
@@ -235,9 +244,10 @@ def main(arguments: list[str] | None = None) -> int:
     become_subreaper()
     command = [sys.executable, "-P", "-m", "trainer_tui.daemon", "--workspace", str(root)]
     dog = Watchdog(root, command, processes.workspace_tag(root))
+    dog.foreground = options.foreground
 
     def stop(number: int, frame: object) -> None:
-        dog.stopping = True
+        dog.asked += 1
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -10,11 +10,13 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from trainer_tui.safety.errors import TrainerTuiError
+from trainer_tui.safety.workspace import Workspace
+from trainer_tui.tui.client import Client
 from trainer_tui.tui.context import context, ensure_daemon, module_command
 from trainer_tui.tui.verbs import backup, config, jobs, local, service, training, versions
 
@@ -48,7 +50,7 @@ def root(
         Path | None, typer.Option("--workspace", "-w", help="The workspace; default: the nearest.")
     ] = None,
     daemon: Annotated[
-        bool, typer.Option("--daemon", help="Run the daemon in the foreground.")
+        bool, typer.Option("--daemon", help="Run the daemon here, without the screen.")
     ] = False,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Watch; no key changes anything.")
@@ -62,8 +64,7 @@ def root(
         return
     space = context.workspace
     if daemon:
-        command = module_command("trainer_tui.daemon", "--workspace", str(space.root))
-        os.execv(command[0], command)
+        _become_daemon(space)
     if not sys.stdout.isatty():
         raise TrainerTuiError(
             "the screen needs a terminal",
@@ -73,6 +74,15 @@ def root(
     from trainer_tui.tui import app as screen
 
     raise typer.Exit(screen.run(space.root, socket=space.socket, read_only=read_only))
+
+
+def _become_daemon(space: Workspace) -> NoReturn:
+    """Under our watchdog, so that a crash is answered; systemd plays that part itself."""
+    module, options = "trainer_tui.safety.watchdog", ["--foreground"]
+    if "NOTIFY_SOCKET" in os.environ or Client(space.socket).alive():  # who is there, it says
+        module, options = "trainer_tui.daemon", []
+    command = module_command(module, "--workspace", str(space.root), *options)
+    os.execv(command[0], command)
 
 
 def main() -> None:

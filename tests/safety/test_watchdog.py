@@ -61,11 +61,11 @@ def wait_for(what: Callable[[], object], limit_s: float = 15.0) -> object:
 class Pack:
     """A watchdog process over a stand-in daemon in `root`."""
 
-    def __init__(self, root: Path, *more: str) -> None:
+    def __init__(self, root: Path, *more: str, stand_in: str = STAND_IN) -> None:
         self.root = root
         (root / "state" / "logs").mkdir(parents=True, exist_ok=True)
         script = root / "stand_in.py"
-        script.write_text(STAND_IN)
+        script.write_text(stand_in)
         self.process = subprocess.Popen(
             [sys.executable, "-c", RUNNER, "-", str(root), str(script), *more],
             stdout=subprocess.PIPE,
@@ -105,6 +105,30 @@ def test_a_killed_daemon_is_back_within_seconds(root: Path) -> None:
 def test_exit_zero_is_final(root: Path) -> None:
     pack = Pack(root)
     os.kill(pack.daemon(1), signal.SIGTERM)  # the stand-in exits 0, as a daemon told to stop does
+    assert pack.process.wait(10) == 0
+    assert len(pack.starts()) == 1
+
+
+SLOW = STAND_IN.replace(
+    "lambda *a: os._exit(0)", 'lambda *a: open(root + "/state/asked", "a").write("x") and None'
+)
+
+
+def test_a_request_to_end_is_passed_on_once_and_the_daemon_may_take_its_time(root: Path) -> None:
+    """A second one hurries the daemon, a third ends the trainer before it has committed."""
+    pack = Pack(root, stand_in=SLOW)
+    daemon = pack.daemon(1)
+    asked = root / "state" / "asked"
+    pack.process.terminate()
+    wait_for(asked.exists)
+    (root / "state" / "pinged").unlink(missing_ok=True)
+    for _ in range(5):  # the watchdog goes round and round meanwhile
+        wait_for((root / "state" / "pinged").exists)
+        (root / "state" / "pinged").unlink()
+    assert asked.read_text() == "x"
+    pack.process.terminate()
+    wait_for(lambda: asked.read_text() == "xx")
+    os.kill(daemon, signal.SIGKILL)
     assert pack.process.wait(10) == 0
     assert len(pack.starts()) == 1
 
