@@ -15,7 +15,7 @@ from trainer_tui.daemon.api_training import Body, who
 from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import json_response
 from trainer_tui.daemon.revision import revision_of
-from trainer_tui.queue.job import REPORT_NAME, Job
+from trainer_tui.queue.job import REPORT_NAME, Job, numbered
 from trainer_tui.queue.store import Queue
 from trainer_tui.safety.errors import DataProblem, NotFound
 
@@ -28,12 +28,14 @@ REPORT_BYTES = 8 << 20
 
 
 class AddBody(BaseModel):
-    """`path`: absolute, on the daemon's machine; the file itself is left where it is."""
+    """`path`: absolute, on the daemon's machine; the file itself is left where it is. `accept`:
+    queue it although its report blocks it."""
 
     model_config = ConfigDict(extra="forbid")
     path: str = Field(min_length=1, max_length=4096)
     priority: Priority = "normal"
     again: bool = False
+    accept: bool = False
 
 
 class ChangeBody(BaseModel):
@@ -94,7 +96,7 @@ def _read_report(house: House, job_id: int) -> bytes:
     file = queue.path(job) / REPORT_NAME
     try:
         with file.open("rb") as stream:
-            return stream.read(REPORT_BYTES)
+            return numbered(stream.read(REPORT_BYTES), job_id)
     except FileNotFoundError:
         raise NotFound(f"#{job_id} has no report", "it was not checked yet") from None
 
@@ -108,6 +110,8 @@ def _add_changing(routes: APIRouter, house: House) -> None:
         if not path.is_absolute() or "\0" in body.path:
             raise DataProblem(f"path: {body.path!r} is not absolute", "name it from / on")
         job = await house.inbox.add(path, body.priority, again=body.again, added_by=who(request))
+        if body.accept and job.state == "failed":
+            await desk.ask(lambda queue: queue.retry(job.id, accept=True), job.id)
         return json_response(await desk.view(job.id), 201)
 
     @routes.patch("/{job_id}", summary="Move it, hold it, give it another priority")

@@ -20,6 +20,7 @@ from trainer_tui.queue.job import (
     Meta,
     decode_meta,
     read_error,
+    with_number,
 )
 from trainer_tui.queue.row_hashes import ROW_HASHES_NAME
 from trainer_tui.safety import config, durable
@@ -108,5 +109,5 @@ def adopt(queue: Queue, job_id: int, staged: Path) -> Job | None:
     if new.verdict == "block" and not job.meta.accepted:
         error = read_error(staged)
         assert error is not None
-        return queue.fail(job_id, error)
+        return queue.fail(job_id, with_number(error, job_id))
     return job

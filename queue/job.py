@@ -26,6 +26,7 @@ PROCESSING, COMPLETED, FAILED = "processing", "recently_completed", "failed"
 
 State = Literal["waiting", "processing", "completed", "failed"]
 Verdict = Literal["ok", "warn", "block", "unchecked"]
+RETRY_COMMAND = "trainer-tui queue retry ID"  # of a job that has no number yet: see `numbered`
 _STATES: dict[str, State] = {
     PROCESSING: "processing",
     COMPLETED: "completed",
@@ -192,6 +193,16 @@ def read_error(folder: Path) -> JobError | None:
         return _error_decoder.decode((folder / ERROR_NAME).read_bytes())
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+def with_number(error: JobError, job_id: int) -> JobError:
+    return msgspec.structs.replace(error, hint=numbered(error.hint.encode(), job_id).decode())
+
+
+def numbered(text: bytes, job_id: int) -> bytes:
+    """A report's or an error's commands as they are typed."""
+    command = RETRY_COMMAND.encode()
+    return text.replace(command, command[:-2] + str(job_id).encode())
 
 
 def names_of(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ import msgspec
 
 from trainer_tui.queue import report, report_context, report_text
 from trainer_tui.queue.intake import kind_problem
+from trainer_tui.queue.job import RETRY_COMMAND
 from trainer_tui.safety import workspace
 from trainer_tui.safety.errors import DataProblem, TrainerTuiError, WorkspaceProblem
-from trainer_tui.safety.text import file_name_text
+from trainer_tui.safety.text import file_name_text, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,8 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as problem:
         print(f"{name} cannot be read: {problem.strerror}", file=sys.stderr)
         return 2
-    _show(found, asked.json)
+    _show(_with_commands(found, asked.file), asked.json)
     return 1 if found.verdict == "block" else 0
+
+
+def _with_commands(found: report.Report, path: Path) -> report.Report:
+    """It is no job yet: what would be done about one is done when it is added."""
+    add = f"trainer-tui add {shlex.quote(printable(str(path)))}"
+    reasons = [
+        msgspec.structs.replace(reason, hint=reason.hint.replace(RETRY_COMMAND, add))
+        for reason in found.reasons
+    ]
+    return msgspec.structs.replace(found, reasons=reasons)
 
 
 def _count(text: str) -> int:

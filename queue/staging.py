@@ -39,6 +39,7 @@ from trainer_tui.queue.known import Known
 from trainer_tui.queue.report import Context, Report
 from trainer_tui.queue.row_hashes import ROW_HASHES_NAME
 from trainer_tui.queue.tally import Reject
+from trainer_tui.queue.verdict import ACCEPT
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import DataProblem, Refused
 from trainer_tui.safety.workspace import Workspace
@@ -214,7 +215,7 @@ def _duplicate(folder: Path, order: Order, meta: Meta, holder: int) -> Staged:
     error = JobError(
         error_class="duplicate",
         message=message,
-        hint="to train it once more: trainer-tui queue retry ID --accept",
+        hint=f"to train it once more: {ACCEPT}",
     )
     durable.write_new(folder / ERROR_NAME, encode_error(error))
     return _finish(folder, msgspec.structs.replace(meta, verdict="block", summary=message))

@@ -32,6 +32,7 @@ from trainer_tui.queue.job import (
     encode_meta,
     parse_directory_name,
     read_error,
+    with_number,
 )
 from trainer_tui.queue.moves import QueueMoves, check_priority
 from trainer_tui.queue.order import GAP
@@ -387,9 +388,6 @@ class Queue(QueueMoves):
 
 
 def _name_the_job(staged: Path, job_id: int) -> None:
-    """Commands in a staged `error.json` say ID, because it had none yet."""
     error = read_error(staged)
-    if error is not None and " ID" in error.hint:
-        hint = error.hint.replace(" ID", f" {job_id}")
-        data = encode_error(msgspec.structs.replace(error, hint=hint))
-        durable.replace(staged / ERROR_NAME, data)
+    if error is not None:
+        durable.replace(staged / ERROR_NAME, encode_error(with_number(error, job_id)))

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from trainer_tui.queue.job import RETRY_COMMAND
 from trainer_tui.queue.tally import Tally
 from trainer_tui.safety import config
 
@@ -37,7 +38,7 @@ class Facts:
     long_rows: str
 
 
-ACCEPT = "trainer-tui queue retry ID --accept"
+ACCEPT = f"{RETRY_COMMAND} --accept"
 
 
 def judge(tally: Tally, facts: Facts, intake: config.Intake) -> list[Reason]:
@@ -87,7 +88,7 @@ def _length_blocks(tally: Tally, facts: Facts, intake: config.Intake, valid: int
             f"{tally.over_length} of {valid} rows ({share:.1%}) are longer than max_length "
             f"{facts.max_length}, more than {intake.block_over_length_share:.1%}"
         )
-        hint = f"trainer-tui config set max_length {_round_up(tally.longest)}, or: {ACCEPT}"
+        hint = f"{_longer(tally)}, then {RETRY_COMMAND}; or: {ACCEPT}"
         found.append(Reason("block", "over_length", message, hint))
     lost = tally.whole_supervised - tally.supervised
     if lost > intake.block_lost_tokens_share * max(tally.whole_supervised, 1):
@@ -98,8 +99,8 @@ def _length_blocks(tally: Tally, facts: Facts, intake: config.Intake, valid: int
         )
         other = "split_turns" if facts.long_rows != "split_turns" else "truncate"
         hint = (
-            f"trainer-tui config set max_length {_round_up(tally.longest)}, or "
-            f"trainer-tui config set intake.long_rows {other}, or: {ACCEPT}"
+            f"{_longer(tally)} or trainer-tui config set intake.long_rows {other}, "
+            f"then {RETRY_COMMAND}; or: {ACCEPT}"
         )
         found.append(Reason("block", "lost_tokens", message, hint))
     if tally.unsupervised:
@@ -113,8 +114,8 @@ def _too_many(count: int, of: int, share: float) -> bool:
     return count > max(1, share * of)
 
 
-def _round_up(tokens: int) -> int:
-    return -(-tokens // 64) * 64
+def _longer(tally: Tally) -> str:
+    return f"trainer-tui config set max_length {-(-tally.longest // 64) * 64}"
 
 
 def _first_reject(tally: Tally) -> str:

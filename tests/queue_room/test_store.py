@@ -140,10 +140,13 @@ def test_a_blocked_job_is_retried_only_when_accepted(queue: Queue, stage) -> Non
     staged = stage(queue.workspace, "odd")
     meta = json.loads((staged / "meta.json").read_bytes()) | {"verdict": "block", "summary": "odd"}
     (staged / "meta.json").write_text(json.dumps(meta))
-    error = {"class": "blocked", "message": "odd", "hint": "queue retry ID --accept"}
+    error = {"class": "blocked", "message": "odd", "hint": "trainer-tui queue retry ID --accept"}
     (staged / "error.json").write_text(json.dumps(error))
     job = queue.admit(staged, "high")
-    assert job.state == "failed" and queue.error(job).hint == f"queue retry {job.id} --accept"
+    assert (
+        job.state == "failed"
+        and queue.error(job).hint == f"trainer-tui queue retry {job.id} --accept"
+    )
     with pytest.raises(Refused, match="is blocked: odd"):
         queue.retry(job.id)
     retried = queue.retry(job.id, accept=True)

@@ -148,13 +148,16 @@ def add(
         str, typer.Option("--priority", "-p", help="high | normal | low")
     ] = "normal",
     again: Annotated[bool, typer.Option("--again", help="Even if it was trained before.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Although its data report blocks it.")
+    ] = False,
 ) -> None:
     """Queue a copy of a file."""
     if priority not in ("high", "normal", "low"):
         raise typer.BadParameter(
             f"{priority!r} is not high, normal or low", param_hint="--priority"
         )
-    body = {"path": str(file.absolute()), "priority": priority, "again": again}
+    body = {"path": str(file.absolute()), "priority": priority, "again": again, "accept": accept}
     job = context.client.post("/v1/jobs", body)
     print(f"#{job['id']} {printable(job['name'])}: {job.get('summary') or job['state']}")
     if job["state"] == "failed":
