@@ -7,28 +7,22 @@ stack dumps, some seconds apart, lie in its incident's folder.
 from __future__ import annotations
 
 import asyncio
-import logging
-import shutil
 import signal
-import sys
 from pathlib import Path
 
-import msgspec
-
-from trainer_tui.daemon import intake_worker
+from trainer_tui.daemon import stacks
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
 from trainer_tui.daemon.training import Training
-from trainer_tui.safety import clock, durable, hang, heartbeat, processes
+from trainer_tui.daemon.writer_watch import WriterWatch
+from trainer_tui.safety import clock, hang, heartbeat, processes
 from trainer_tui.safety.hang import Hung, Judge, Moving, Stopped, Verdict
 from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.processes import ProcessId
 from trainer_tui.safety.workspace import Workspace
 
-log = logging.getLogger("daemon")
 BETWEEN_DUMPS_S = 5.0
-PY_SPY_TIMEOUT_S = 15.0
 
 
 class HangWatch:
@@ -47,6 +41,7 @@ class HangWatch:
         self._watched: Trainer | None = None
         self._judge = Judge()
         self._stopped_since_s: dict[ProcessId, float] = {}
+        self._writer = WriterWatch(workspace, teller, meters)
 
     async def run(self) -> None:
         """Ends by cancellation."""
@@ -59,10 +54,12 @@ class HangWatch:
                 continue
             if trainer is not self._watched:
                 self._watched = trainer
+                self._writer.begin()
                 self._judge = Judge(self._settings.config.supervision.hang_floor_s)
             verdict = await asyncio.to_thread(self._look, trainer)
             await self._act(trainer, verdict)
             await self._wake_helpers(trainer)
+            await self._writer.look(trainer)
 
     async def _wake_helpers(self, trainer: Trainer) -> None:
         """A stopped checkpoint writer would let training run on with nothing committed."""
@@ -113,45 +110,12 @@ class HangWatch:
             trainer.signal(signal.SIGKILL)
 
     async def _dump(self, trainer: Trainer, folder: Path, number: int) -> None:
-        """faulthandler writes into the trainer's output; py-spy, where it is there, into a file."""
-        trainer.signal(signal.SIGUSR1)
-        stacks = await _py_spy(trainer.pid)
-        machine = await asyncio.to_thread(self._meters.sample)
-        await asyncio.sleep(0.2)  # faulthandler's text is not acknowledged by anything
+        def ask() -> None:
+            trainer.signal(signal.SIGUSR1)
 
-        def keep() -> None:
-            durable.make_directory(folder)
-            words = trainer.last_words()
-            text = f"{clock.now_iso()}\n--- py-spy\n{stacks}\n--- output of the trainer\n{words}\n"
-            durable.replace(folder / f"stacks-{number}.txt", text.encode())
-            durable.replace(folder / f"machine-{number}.json", msgspec.json.encode(machine))
-
-        try:
-            await asyncio.to_thread(keep)
-        except OSError as problem:
-            log.error("the stacks were not kept: %s", problem)
+        await stacks.keep(folder, number, trainer.pid, ask, trainer.last_words, self._meters)
 
 
 def _stopped_children(trainer: ProcessId) -> list[ProcessId]:
     found = processes.children(trainer)
     return [process for process in found if processes.state_of(process) == "T"]
-
-
-async def _py_spy(pid: int) -> str:
-    beside = Path(sys.executable).with_name("py-spy")
-    command = str(beside) if beside.exists() else shutil.which("py-spy")
-    if command is None:
-        return "py-spy is not installed"
-    process = await asyncio.create_subprocess_exec(
-        *(command, "dump", "--nonblocking", "--pid", str(pid)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), PY_SPY_TIMEOUT_S)
-    except TimeoutError:
-        intake_worker.kill(process)
-        await process.wait()
-        return "py-spy did not answer"
-    return output.decode("utf-8", "replace")

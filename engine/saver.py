@@ -97,7 +97,7 @@ class Saver:
         """Take note of a commit that has come through. Raises SaveFailed, NotFinite."""
         answer = self._session.committer.poll(timeout_s)
         if self.busy or answer is not None:
-            self._session.heart.beat(bytes_written=self._session.committer.bytes_written)
+            self._beat_commit()
         self._settle(answer)
         if self._next is not None and not self.busy:
             reason, self._next = self._next, None
@@ -111,7 +111,8 @@ class Saver:
         boundary = session.last_good or session.boundary()
         session.committer.begin(boundary.progress, session.state_of(boundary), reason)
         self._captured = boundary.progress
-        session.heart.beat(before)
+        session.heart.phase = before
+        self._beat_commit()
 
     def _finish(self) -> None:
         session = self._session
@@ -119,10 +120,17 @@ class Saver:
         if session.committer.busy:
             session.heart.beat(Phase.PERSIST)
             self._settle(session.committer.finish(self._beat_bytes))
-            session.heart.beat(before)
+            session.heart.phase = before
+            self._beat_commit()
 
     def _beat_bytes(self, written: int) -> None:
-        self._session.heart.beat(bytes_written=written)
+        self._beat_commit()
+
+    def _beat_commit(self) -> None:
+        """Who writes, and how far it is: the daemon ends a writer in which nothing moves."""
+        heart, committer = self._session.heart, self._session.committer
+        heart.writer_pid = committer.writer_pid if committer.busy else 0
+        heart.beat(bytes_written=committer.bytes_written)
 
     def _settle(self, answer: Done | CommitFailed | None) -> None:
         match answer:
@@ -183,6 +191,7 @@ class Saver:
             session.committer.begin(boundary.progress, session.state_of(boundary), answer.reason)
             self._captured = boundary.progress
             answer = session.committer.finish(self._beat_bytes)
+        self._beat_commit()
         if answer is not None:
             self._done(answer)
 

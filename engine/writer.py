@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import os
 import signal
 import sys
@@ -104,6 +105,7 @@ def main() -> int:
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # a commit in hand is finished whatever ends us
     os.umask(0o077)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # asked for when nothing moves
     serve(Connection(int(sys.argv[1])))
     return 0
 

@@ -21,6 +21,7 @@ from trainer_tui.engine.writer import WriteFailed
 from trainer_tui.safety import durable
 
 log = logging.getLogger("trainer.writer")
+CLOSE_LIMIT_S = 100.0  # the hang watch gives the trainer 120
 WRITER_MODULE = "trainer_tui.engine.writer"
 
 
@@ -66,9 +67,14 @@ class WriterProcess:
         return None
 
     def close(self) -> None:
-        """The writer ends by itself once its pipe is closed; wait for it."""
+        """The writer ends by itself once its pipe is closed; wait for it, but not for ever: one
+        whose disk is gone does not even end when it is killed."""
         self._connection.close()
-        self._process.wait()
+        try:
+            self._process.wait(CLOSE_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            log.error("the checkpoint writer %d does not end: it is killed", self.pid)
+            self._process.kill()
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = multiprocessing.Pipe()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from trainer_tui.safety.heartbeat import Beat, Phase
 
 LOOK_INTERVAL_S = 1.0
+WRITER_LIMIT_S = 300.0  # without a byte written; one fsync of a large file moves none
 OWN_GAP_S = 5.0  # between two looks: then we were the ones who slept
 STOPPED_LIMIT_S = 5.0  # in state T before SIGCONT is sent
 P99_FACTOR = 12.0
@@ -32,7 +33,7 @@ FLOOR_S: dict[Phase, float] = {
     Phase.OPTIMIZER: 60.0,
     Phase.EVAL: 60.0,
     Phase.STAGE: 120.0,
-    Phase.PERSIST: 300.0,
+    Phase.PERSIST: 600.0,  # twice what its writer gets: that one goes first
     Phase.SHUTDOWN: 120.0,
 }
 PATIENT_FOR_EVER = frozenset({Phase.IDLE, Phase.PAUSED})
@@ -135,3 +136,41 @@ class Judge:
             return 0.0
         ordered = sorted(kept)
         return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+
+
+@dataclass(frozen=True, slots=True)
+class WriterHung:
+    """End the writer: the trainer makes the request again with a new one."""
+
+    pid: int
+    silent_s: float
+
+
+class WriterJudge:
+    """Whether a commit under way still moves. Training goes on beside it, so the trainer's own
+    progress says nothing about it."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, int, int] | None = None
+        self._looked_s: float | None = None
+        self._silent_s = 0.0
+
+    def look(self, writer_pid: int, bytes_seen: tuple[int, int], now_s: float) -> WriterHung | None:
+        """Judge, about every second.
+
+        Args:
+            writer_pid: 0: no commit is under way.
+            bytes_seen: what the trainer says is written, and what the kernel counted.
+            now_s: monotonic.
+        """
+        watched_s = 0.0 if self._looked_s is None else now_s - self._looked_s
+        self._looked_s = now_s
+        now = (writer_pid, *bytes_seen)
+        if not writer_pid or now != self._last:
+            self._last, self._silent_s = now, 0.0
+            return None
+        if watched_s <= OWN_GAP_S:
+            self._silent_s += watched_s
+        if self._silent_s <= WRITER_LIMIT_S:
+            return None
+        return WriterHung(writer_pid, self._silent_s)

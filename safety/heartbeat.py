@@ -1,6 +1,6 @@
 """A page of shared memory where the trainer says what it is doing; readable when it is wedged.
 
-Layout: one 64-byte record, little endian. The writer never waits and the reader never blocks it;
+Layout: one 72-byte record, little endian. The writer never waits and the reader never blocks it;
 a reader that catches a half-written record sees a mismatching sequence number and looks again.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from trainer_tui.safety import clock
 
 _RECORD = struct.Struct(
-    "<QQIIQQQQ"
-)  # sequence, monotonic_ns, phase, pid, step, micro, bytes, sequence
+    "<QQIIQQQQQ"
+)  # sequence, monotonic_ns, phase, pid, step, micro, bytes, writer's pid, sequence
 PAGE_BYTES = 4096
 
 
@@ -51,6 +51,7 @@ class Beat:
     global_step: int
     micro_step: int
     bytes_written: int
+    writer_pid: int = 0  # the checkpoint writer while a commit is under way, else 0
 
 
 class HeartbeatWriter:
@@ -69,6 +70,7 @@ class HeartbeatWriter:
         self.global_step = 0
         self.micro_step = 0
         self.bytes_written = 0
+        self.writer_pid = 0
 
     def beat(
         self,
@@ -89,7 +91,7 @@ class HeartbeatWriter:
             self.bytes_written = bytes_written
         self._sequence += 1
         fields = (clock.monotonic_ns(), self.phase, self._pid)
-        counts = (self.global_step, self.micro_step, self.bytes_written)
+        counts = (self.global_step, self.micro_step, self.bytes_written, self.writer_pid)
         _RECORD.pack_into(self._page, 0, self._sequence, *fields, *counts, self._sequence)
 
 
@@ -103,7 +105,8 @@ def read(path: Path) -> Beat | None:
             return None
         if len(record) < _RECORD.size:
             return None
-        first, at_ns, phase, pid, step, micro, written, last = _RECORD.unpack(record)
+        first, at_ns, phase, pid, step, micro, written, writer, last = _RECORD.unpack(record)
         if first == last:
-            return Beat(at_ns, Phase(phase), pid, step, micro, written) if first else None
+            beat = Beat(at_ns, Phase(phase), pid, step, micro, written, writer)
+            return beat if first else None
     return None

@@ -66,6 +66,16 @@ def resident_bytes(process: ProcessId) -> int:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def bytes_written(process: ProcessId) -> int:
+    """What it has given to write calls in its life (proc(5), `wchar`); 0 when that is not told."""
+    try:
+        text = Path(f"/proc/{process.pid}/io").read_text()
+    except OSError:  # gone, or another user's
+        return 0
+    fields = dict(line.split(": ") for line in text.splitlines())
+    return int(fields.get("wchar", 0))
+
+
 def alive(process: ProcessId) -> bool:
     state = state_of(process)
     return state is not None and state not in "ZX"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from trainer_tui.safety.hang import Hung, Judge, Moving, Stopped
+from trainer_tui.safety.hang import (
+    WRITER_LIMIT_S,
+    Hung,
+    Judge,
+    Moving,
+    Stopped,
+    WriterHung,
+    WriterJudge,
+)
 from trainer_tui.safety.heartbeat import Beat, Phase
 
 
@@ -91,3 +99,28 @@ def test_bytes_written_count_as_progress_while_saving() -> None:
     for second in range(1000):
         moving = Beat(second, Phase.PERSIST, 1, 7, 0, second * 100)
         assert isinstance(judge.look(moving, "D", float(second)), Moving)
+
+
+def test_a_writer_in_which_nothing_moves_is_found_whatever_training_does() -> None:
+    judge = WriterJudge()
+    for second in range(10):
+        assert judge.look(77, (second, 0), float(second)) is None
+    found = [judge.look(77, (9, 0), 10.0 + second) for second in range(int(WRITER_LIMIT_S) + 5)]
+    assert found[int(WRITER_LIMIT_S) - 5] is None
+    assert isinstance(found[-1], WriterHung) and found[-1].pid == 77
+
+
+def test_bytes_told_or_counted_another_writer_or_none_are_no_hang() -> None:
+    judge = WriterJudge()
+    limit = int(WRITER_LIMIT_S) * 3
+    assert not any(judge.look(77, (1, second), float(second)) for second in range(limit))
+    assert not any(judge.look(77, (second, 1), float(second)) for second in range(limit, 2 * limit))
+    assert not any(judge.look(0, (1, 1), float(second)) for second in range(2 * limit, 3 * limit))
+    assert not any(judge.look(s // 100, (1, 1), float(s)) for s in range(3 * limit, 4 * limit))
+
+
+def test_a_suspended_machine_is_no_hung_writer() -> None:
+    judge = WriterJudge()
+    assert judge.look(77, (1, 1), 0.0) is None
+    assert judge.look(77, (1, 1), 36_000.0) is None
+    assert judge.look(77, (1, 1), 36_001.0) is None
