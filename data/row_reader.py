@@ -144,7 +144,8 @@ def _first_line(raw: bytes, counts: Counts) -> bytes:
     if head.startswith(b"[") and not counts.problems:
         raise DataProblem(
             "the file is one JSON array, not a row on each line",
-            "convert it: jq -c '.[]' IN.json > OUT.jsonl",
+            "convert it: python3 -c 'import json, sys; "
+            "[print(json.dumps(row)) for row in json.load(sys.stdin)]' < IN.json > OUT.jsonl",
         )
     return raw
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,19 @@ def test_a_duplicate_as_printed_is_trained_once_more(person: tuple[Person, Harne
     (accept,) = commands(daemon.job("two.jsonl")["error"]["hint"])
     typist.types(*accept)
     daemon.until_job("two.jsonl", "waiting")
+
+
+def test_a_json_array_is_converted_by_the_line_that_is_printed(
+    person: tuple[Person, Harness], tmp_path: Path
+) -> None:
+    typist, _ = person
+    rows = [json.loads(line) for line in chat_rows(3, "array é").splitlines()]
+    (tmp_path / "IN.json").write_text(json.dumps(rows))
+    found = typist.types("validate", str(tmp_path / "IN.json"), check=False)
+    assert found.returncode == 1
+    line = found.stdout.partition("convert it: ")[2].splitlines()[0]
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+    typist.types("validate", str(tmp_path / "OUT.jsonl"))
 
 
 def test_validate_prints_what_adds_the_file(person: tuple[Person, Harness], tmp_path: Path) -> None:
