@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
-from trainer_tui.daemon import api, api_jobs, disk_watch, eta, status, undo
+from trainer_tui.daemon import api, api_jobs, disk_watch, eta, predecessor, status, undo
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.checks import Checks
 from trainer_tui.daemon.desk import Desk
@@ -38,8 +38,9 @@ from trainer_tui.daemon.training import Training
 from trainer_tui.daemon.training_state import Means
 from trainer_tui.daemon.undo import Act, UndoLog
 from trainer_tui.daemon.upkeep import Upkeep
-from trainer_tui.safety import clock, durable, processes
+from trainer_tui.safety import cgroup, clock, durable, processes
 from trainer_tui.safety.errors import TrainerTuiError
+from trainer_tui.safety.grace import Grace
 from trainer_tui.safety.locks import Lock
 from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.notify import Notifier
@@ -48,7 +49,7 @@ from trainer_tui.versions import keeping
 
 log = logging.getLogger("daemon")
 END_TIMEOUT_S = 300.0  # for the trainer's last step and commit
-ORPHAN_GRACE_S = 60.0
+ORPHAN_LOOK_S = 0.2
 AGAIN_S = 3.0  # after a part failed for a reason that may pass
 
 
@@ -68,6 +69,7 @@ class Daemon:
 
     def prepare(self) -> None:
         """What may take a while and needs no loop. Raises ConfigProblem, WorkspaceProblem."""
+        self._before = predecessor.find(self._workspace)
         self._settings.load()
         durable.sweep_staging(self._workspace.state)
         self._history.start()
@@ -157,6 +159,8 @@ class Daemon:
         server = make_server(api.make_app(house), self._settings.config.api.token)
         serving = self._start(server.serve(sockets=[listener, *self._tcp()]))
         self._teller.say("info", "daemon", f"the daemon serves {self._workspace.root}")
+        if self._before is not None:
+            await predecessor.tell(self._workspace, self._before, self._teller)
         if self._settings.problem:
             self._teller.say("error", "config", self._settings.problem)
         for finding in self._desk.findings:
@@ -245,14 +249,18 @@ class Daemon:
 
     async def _wait_for_orphans(self) -> None:
         """A trainer of a killed daemon finishes its step and commits before ours may start."""
-        deadline_s = clock.monotonic_s() + ORPHAN_GRACE_S
+        patience = Grace(clock.monotonic_s())
         while left := await asyncio.to_thread(processes.tagged, f"{self._run_tag}:"):
             self._training.blocker = "the trainer of the last daemon finishes its step"
-            if clock.monotonic_s() > deadline_s:
+            moved = sum(processes.bytes_written(process) for process in left)
+            waits = any(processes.state_of(process) == "D" for process in left)
+            if patience.over(moved, waits, clock.monotonic_s()):
                 self._teller.say("warning", "trainer", f"{len(left)} left-over processes ended")
                 for process in left:
+                    cgroup.kill_with(process.pid)
                     processes.send(process, signal.SIGKILL)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(ORPHAN_LOOK_S)
+        await asyncio.to_thread(cgroup.sweep)
         self._rounds.orphans_left = False
         self._training.blocker = await asyncio.to_thread(self._rounds.find_blocker)
         self._training.poke()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import signal
 import socket
@@ -20,7 +19,6 @@ from trainer_tui.daemon.teller import Teller
 from trainer_tui.safety import locks, processes
 from trainer_tui.safety.workspace import Workspace
 
-log = logging.getLogger("daemon")
 LOOK_EVERY_S = 3.0
 WATCHDOG_KEY = "TRAINER_TUI_WATCHDOG"  # set by the watchdog for the daemon it starts
 
@@ -56,22 +54,21 @@ class Guardian:
         wait_s = min(LOOK_EVERY_S, interval_s) if interval_s else LOOK_EVERY_S
         while True:
             notify_systemd("WATCHDOG=1")
-            if self._had_watchdog:
-                await asyncio.to_thread(self._look)
+            if self._had_watchdog and (said := await asyncio.to_thread(self._look)):
+                self._teller.say("warning", "daemon", said)
             await asyncio.sleep(wait_s)
 
-    def _look(self) -> None:
-        """The watchdog holds a lock for life: free means dead."""
+    def _look(self) -> str:
+        """The watchdog holds a lock for life: free means dead. Returns what was done about it."""
         if self._started is not None:
             self._started.poll()  # reap it
         lock = locks.acquire(self._workspace.state / "watchdog.lock")
         if lock is None:
-            self._continue_a_stopped_one()
-            return
+            return self._continue_a_stopped_one()
         lock.release()
         ours = processes.identify(os.getpid())
         if ours is None:
-            return
+            return ""
         command = [sys.executable, "-P", "-m", "trainer_tui.safety.watchdog"]
         command += ["--workspace", str(self._workspace.root)]
         command += ["--adopt", f"{ours.pid}:{ours.start_ticks}"]
@@ -85,17 +82,19 @@ class Guardian:
                 start_new_session=True,
                 env=environment,
             )
-        log.warning("the watchdog was gone: a new one is %d", self._started.pid)
+        return f"the watchdog was gone: a new one is {self._started.pid}"
 
-    def _continue_a_stopped_one(self) -> None:
+    def _continue_a_stopped_one(self) -> str:
         """Found stopped in two looks in a row: a glance of a debugger is left alone."""
         note = locks.owner_note(self._workspace.state / "watchdog.lock")
         try:
             owner = processes.identify(int(json.loads(note)["pid"]))
         except (ValueError, KeyError, TypeError):
-            return
+            return ""
         stopped = owner is not None and processes.state_of(owner) == "T"
         if owner is not None and stopped and self._was_stopped:
             processes.send(owner, signal.SIGCONT)
-            log.warning("the watchdog %d was stopped (SIGSTOP) and is continued", owner.pid)
+            self._was_stopped = False
+            return f"the watchdog {owner.pid} was stopped (SIGSTOP) and is continued"
         self._was_stopped = stopped
+        return ""

@@ -91,11 +91,14 @@ def _serve(here: Workspace, lock: Lock, entry: str) -> int:
     daemon = Daemon(here, lock, entry, run_tag(here))
     daemon.prepare()
     listener = unix_socket.listen(here.socket)
+    code = 1
     try:
-        return asyncio.run(daemon.run(listener))
+        code = asyncio.run(daemon.run(listener))
+        return code
     finally:
         here.socket.unlink(missing_ok=True)
-        here.daemon_file.unlink(missing_ok=True)
+        if code == 0:  # left behind, it says that the end was not meant
+            here.daemon_file.unlink(missing_ok=True)
 
 
 def daemon_record(here: Workspace, version: str, started_at: str) -> bytes:

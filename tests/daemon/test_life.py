@@ -159,3 +159,32 @@ def test_the_daemon_stays_light(idle):
     maps = {Path(entry.path).name for entry in process.memory_maps()}
     for heavy in ("libtorch", "tokenizers", "_multiarray_umath"):
         assert not any(heavy in name for name in maps), heavy
+
+
+def test_a_daemon_that_was_killed_is_told_of_by_the_next_and_one_that_ended_is_not(serve):
+    daemon = serve().start()
+    pid = daemon.process.pid
+    assert daemon.stop() == 0
+    daemon.start()
+    assert not daemon.get("/v1/incidents")["incidents"]
+    pid = daemon.process.pid
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    (event,) = daemon.said("was killed or crashed")
+    assert event["level"] == "warning"
+    (incident,) = wait_for(lambda: daemon.get("/v1/incidents")["incidents"])
+    assert incident["id"] == event["data"]["incident"]
+    assert (incident["class"], incident["pid"]) == ("daemon_died", pid)
+    assert incident["last_seen_at"]
+
+
+def test_a_machine_that_went_down_is_told_apart_from_a_daemon_that_died(serve):
+    daemon = serve().start()
+    daemon.stop(signal.SIGKILL)
+    status = json.loads(daemon.workspace.status_file.read_bytes())
+    status["heartbeat"] = "2001-02-03T04:05:06.000Z"
+    daemon.workspace.status_file.write_text(json.dumps(status))
+    daemon.start()
+    assert daemon.said("the machine went down")
+    (incident,) = wait_for(lambda: daemon.get("/v1/incidents")["incidents"])
+    assert incident["class"] == "machine_down"
