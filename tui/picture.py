@@ -6,10 +6,13 @@ SVG needs nothing else. PNG is made from it by cairosvg, which is an optional de
 
 from __future__ import annotations
 
+import html
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
 from rich.terminal_theme import TerminalTheme
@@ -29,6 +32,10 @@ TITLE = "trainer-tui"
 PNG_SCALE = 1.5
 # cairosvg fetches no font and knows no `textLength`: the cells of a run are made as wide as Rich
 # assumes (0.61 of 20 px) by the size of a font that is 0.602 as wide as high.
+BRAILLE = 0x2800
+CELL_WIDTH, LINE_HEIGHT, ASCENT = 12.2, 24.4, 18.5  # as Rich lays the cells out
+_DOTS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3))  # by bit: right, down
+_TEXT = re.compile(r'<text class="([^"]+)" x="([\d.]+)" y="([\d.]+)"([^>]*)>([^<]*)</text>')
 _FONT = (
     ("font-family: Fira Code, monospace", "font-family: monospace"),
     ("font-size: 20px", "font-size: 20.27px"),
@@ -95,11 +102,37 @@ def save_picture(text: str, folder: Path, name: str = "trainer-tui") -> tuple[li
     return [path, picture], ""
 
 
+def _with_dots(found: re.Match[str]) -> str:
+    """A run of text whose braille is drawn as circles: few fonts have it, none in the cell's
+    width."""
+    role, x, y, rest, content = found.groups()
+    characters = html.unescape(content)
+    dots, column, plain = [], 0, ""
+    for char in characters:
+        code = ord(char) - BRAILLE
+        inside = 0 <= code < 256
+        if inside:
+            left, top = float(x) + column * CELL_WIDTH, float(y) - ASCENT
+            dots += [
+                f'<circle class="{role}" cx="{left + CELL_WIDTH * (0.27 + 0.46 * right):.1f}"'
+                f' cy="{top + LINE_HEIGHT * (0.125 + 0.25 * down):.1f}" r="1.7"/>'
+                for bit, (right, down) in enumerate(_DOTS)
+                if code >> bit & 1
+            ]
+        plain += " " if inside else char
+        column += cell_len(char)
+    if not dots:
+        return found[0]
+    shown = html.escape(plain).replace(" ", "&#160;")
+    return f'<text class="{role}" x="{x}" y="{y}"{rest}>{shown}</text>{"".join(dots)}'
+
+
 def png(text: str) -> bytes:
     """SVG text as a PNG. Raises ImportError, OSError: what it needs is not installed."""
     import cairosvg
 
     for old, new in _FONT:
         text = text.replace(old, new)
+    text = _TEXT.sub(_with_dots, text)
     made: bytes = cairosvg.svg2png(bytestring=text.encode(), scale=PNG_SCALE)
     return made

@@ -75,6 +75,7 @@ class Training(Document, frozen=True, kw_only=True):
     tokens_seen: float | None = None
     supervised_tokens_seen: float | None = None
     eta_job_s: float | None = None
+    eta_job_p90_s: float | None = None
     eta_queue_s: list[float | None] | None = None
     last_sample_at: str | None = None
     last_sample_age_s: float | None = None
@@ -176,6 +177,7 @@ class Job(Document, frozen=True, kw_only=True):
     fraction: float | None = None
     added_by: str | None = None
     eta_s: list[float | None] | None = None
+    eta_p90_s: list[float | None] | None = None
     why_waiting: str | None = None
     error: Trouble | None = None
     val_before: float | None = None
@@ -384,9 +386,11 @@ class View:
         if current is None or current.id != job.id or current.fraction is None:
             return job
         left_s = self.training.eta_job_s
+        late_s = self.training.eta_job_p90_s
         eta_s = job.eta_s if left_s is None else [0.0, left_s]
+        late = job.eta_p90_s if late_s is None else [0.0, late_s]
         fraction = max(current.fraction, job.fraction or 0.0)
-        return msgspec.structs.replace(job, fraction=fraction, eta_s=eta_s)
+        return msgspec.structs.replace(job, fraction=fraction, eta_s=eta_s, eta_p90_s=late)
 
     def job(self, job_id: int | None) -> Job | None:
         return next((job for job in self.jobs if job.id == job_id), None)

@@ -63,8 +63,8 @@ class Stage:
         return self.server.state
 
     async def until(self, true: Callable[[], Any], what: str = "") -> None:
-        """Wait for a condition; fails after 5 s."""
-        end_s = time.monotonic() + 5
+        """Wait for a condition; fails after 30 s, which a loaded machine may need."""
+        end_s = time.monotonic() + 30
         while not true():
             assert time.monotonic() < end_s, f"never: {what or true}"
             await self.pilot.pause(0.01)

@@ -126,7 +126,8 @@ class FakeDaemon:
                 "learning_rate": 2e-4, "grad_norm": 0.82, "tokens_per_s": 41_800.0,
                 "supervised_tokens_per_s": 23_000.0, "step_s": 0.78, "mfu": 0.41,
                 "tokens_seen": 602_000_000, "supervised_tokens_seen": 330_000_000,
-                "eta_job_s": 22_320.0, "eta_queue_s": [21_120.0, 23_520.0],
+                "eta_job_s": 22_320.0, "eta_job_p90_s": 24_550.0,
+                "eta_queue_s": [21_120.0, 23_520.0],
                 "last_sample_at": NOW, "last_sample_age_s": 0.4, "unsaved_steps": 20,
                 **self.live["training"],
             },
@@ -163,7 +164,8 @@ class FakeDaemon:
             "grad_norm": 0.7 + 0.3 * some(), "tokens_per_s": 41_000 + 1000 * some(),
             "step_s": 0.77 + 0.02 * some(), "unsaved_steps": self.step % 1000,
             "tokens_seen": 602_000_000 + 32_768 * (self.step - 18_420),
-            "eta_job_s": left_s, "eta_queue_s": [left_s - 1200, left_s + 1200],
+            "eta_job_s": left_s, "eta_job_p90_s": 1.1 * left_s,
+            "eta_queue_s": [left_s - 1200, left_s + 1200],
         }  # fmt: skip
         self.live["machine"] = {
             "load_percent": 10 + 5 * some(), "memory_used_bytes": int((35 + some()) * GIGA),

@@ -16,9 +16,13 @@ def job(number: int, name: str, state: str = "waiting", **more: Any) -> dict[str
         "supervised_tokens": 1_200_000, "steps": 130, "verdict": "ok", "summary": "ok",
         "attempts": 0, "held": False, "not_before": None, "added_at": "2026-11-24T09:00:00.000Z",
         "started_at": None, "finished_at": None, "seconds": None, "fraction": None, "eta_s": None,
+        "eta_p90_s": None,
         "why_waiting": None, "error": None, "val_before": None, "val_after": None,
     }  # fmt: skip
-    return base | more
+    found = base | more
+    if found["eta_s"]:
+        found["eta_p90_s"] = [1.1 * at for at in found["eta_s"]]
+    return found
 
 
 def example_jobs() -> list[dict[str, Any]]:

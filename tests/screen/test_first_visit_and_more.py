@@ -175,6 +175,30 @@ async def test_pictures_of_screen_and_chart(
     assert "Loss" in chart and "Queue" not in chart
 
 
+async def test_a_png_is_the_screen_with_its_curves(server: Any, stage: Any, tmp_path: Path) -> None:
+    """Real cairo. The curve's colour is in it, although no font here need have braille."""
+    pytest.importorskip("cairosvg", reason="the extra `png` is not installed")
+    image = pytest.importorskip("PIL.Image")
+    async with stage(server, pictures_folder=tmp_path) as on:
+        await on.until(lambda: on.app.view.curves, "curves")
+        await on.pilot.pause(0.2)
+        on.app.do("picture")
+        await on.until(lambda: "and trainer-tui-1.png" in on.text("statusline"), "both are saved")
+    shown = image.open(tmp_path / "trainer-tui-1.png").convert("RGB")
+    assert shown.width > 1200 and shown.height > 700
+    chart = shown.crop((60, 110, shown.width * 6 // 10, 330))
+    blue = [rgb for _, rgb in chart.getcolors(1 << 20) if rgb[2] > 180 and rgb[0] < 160]
+    assert blue, "the loss is drawn"
+
+
+def test_braille_is_drawn_dot_by_dot() -> None:
+    run = '<text class="r1" x="12.2" y="20" textLength="24.4">a\u2881</text>'
+    drawn = picture._TEXT.sub(picture._with_dots, run)
+    assert drawn.count("<circle") == 2 and ">a&#160;</text>" in drawn
+    plain = run.replace("\u2881", "b")
+    assert picture._TEXT.sub(picture._with_dots, plain) == plain
+
+
 def test_without_cairosvg_the_reply_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -28,15 +28,17 @@ class Question(ModalScreen[str | None]):
 
     AUTO_FOCUS = ""
 
-    def __init__(self, title: str, body: Text, keys: Sequence[str]) -> None:
+    def __init__(self, title: str, body: Text, keys: Sequence[str], foot: str = "") -> None:
         super().__init__()
         self._title = title
         self._body = body
         self._answers = frozenset(keys)
+        self._foot = foot
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as box:
             box.border_title = self._title
+            box.border_subtitle = self._foot
             yield Static(self._body)
 
     def on_key(self, event: events.Key) -> None:
@@ -177,8 +179,8 @@ def choice(title: str, options: Sequence[Option], below: str, palette: str) -> Q
         body.append(f"\n   {why_not or words}\n", style_of("dim", palette))
     for line in below.strip().splitlines():
         body.append(f"\n{printable(line)}", style_of("dim", palette))
-    body.append("\n\nesc", style_of("key", palette)).append(" leave it as it is")
-    return Question(title, body, [key for key, _, _, why_not in options if not why_not])
+    takes = [key for key, _, _, why_not in options if not why_not]
+    return Question(title, body, takes, "esc leave it as it is")
 
 
 def key_page(title: str, rows: Sequence[tuple[str, str, str]], about: str, palette: str) -> Page:

@@ -144,7 +144,7 @@ class EventsPanel(ListPanel):
         if self._filter:
             return Line().add(f"find {printable(self._filter, 20)}: {len(self.events)}", "warn")
         bad = sum(event.level == "error" for event in self.screen_app.view.said)
-        return Line().add(f"{bad} errors", "bad") if bad else None
+        return Line().add(f"{bad} error{'s' if bad > 1 else ''}", "bad") if bad else None
 
     def draw(self, width: int, height: int) -> list[Row]:
         view = self.screen_app.view

@@ -81,13 +81,14 @@ def nothing_queued(view: View, width: int) -> list[Row]:
             Line().add("  inbox/high/ and inbox/low/ set its priority.", "dim"),
         ]
         return [line.row(width) for line in lines]
+    roomy = width >= drop.width + 11
     lines = [
         Line().add("  What to do next", "strong"),
         *_halted(view),
-        drop.add("  ").add("A", "key").add(" by path", "dim"),
+        drop.add("  ").add("A", "key").add(" by path", "dim") if roomy else drop,
         _model(view),
         Line().add("  See it all at once: ", "dim").add("trainer-tui demo").add(
-            " in another terminal", "dim"
+            " in another terminal" if width >= 60 else "", "dim"
         ),
         Line().add("  ").add("d", "key").add(" doctor   ", "dim").add(":", "key").add(
             " everything else", "dim"

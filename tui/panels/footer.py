@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
 
 
+ALWAYS = ("help", "quit")  # however narrow: the way to every key, and the way out
+
+
 class Footer(Canvas):
     """Remembers where each action stands, for the mouse."""
 
@@ -29,7 +32,7 @@ class Footer(Canvas):
         texts = {action.id: (action.keys_shown, self._label(action, at)) for action in ranked}
         chosen: list[Action] = []
         used = 1
-        for action in ranked:
+        for action in sorted(ranked, key=lambda action: action.id not in ALWAYS):
             need = sum(len(part) for part in texts[action.id]) + 3
             if used + need - 2 <= width:
                 chosen.append(action)

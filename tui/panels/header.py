@@ -11,6 +11,7 @@ from trainer_tui.tui.glyphs import Glyphs
 from trainer_tui.tui.ink import Line, Row, fit
 from trainer_tui.tui.view import Connecting, Live, Lost, View
 
+RUNNING = ("starting", "training", "evaluating", "saving")
 _STATES: dict[str, tuple[str, str]] = {
     "training": ("dot", "good"),
     "evaluating": ("dot", "good"),
@@ -59,21 +60,25 @@ def rows(view: View, width: int, glyphs: Glyphs) -> list[Row]:
     low, high = (training.eta_queue_s or [None, None])[:2] if training.eta_queue_s else (None, None)
     step = f"step {figures.count(training.global_step)}"
     eta = figures.span(low, high) if low is not None else figures.duration(training.eta_job_s)
+    goes_on = training.state in RUNNING
     parts: list[tuple[str, str, int]] = [  # text, role, rank: the highest is dropped first
         (" trainer-tui", "title", 4),
         (host, "dim", 5),
         (words, f"strong+{role}", 0),
         (model_name(view), "", 3),
         (step, "", 1),
-        (f"ETA {eta}", "", 2),
+        # While nothing moves it is no time of arrival, only how much work is left.
+        (f"ETA {eta}" if goes_on else f"{eta} left", "" if goes_on else "dim", 2),
     ]
     if status is None or training.global_step is None:
         parts = [part for part in parts if not part[0].startswith("step")]
     if eta == figures.UNKNOWN:
-        parts = [part for part in parts if not part[0].startswith("ETA")]
+        parts = [part for part in parts if part[2] != 2]
     parts = [part for part in parts if part[0]]
     while len(parts) > 1 and sum(len(text) + 2 for text, _, _ in parts) > width:
         parts.remove(max(parts, key=lambda part: part[2]))
+    if not parts[0][0].startswith(" "):
+        parts[0] = (f" {parts[0][0]}", *parts[0][1:])
     return [_spread(parts, width)]
 
 

@@ -43,6 +43,9 @@ def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Gl
     if job.eta_s and len(job.eta_s) > 1 and job.state in ("processing", "waiting"):
         start = "now" if not job.eta_s[0] else f"in {figures.duration(job.eta_s[0])}"
         lines.append(fact("plan", f"starts {start}, done in {figures.duration(job.eta_s[1])}"))
+        if job.eta_p90_s and len(job.eta_p90_s) > 1:
+            late = figures.duration(job.eta_p90_s[1])
+            lines.append(fact("", f"9 of 10 times within {late}", "dim"))
     if job.attempts:
         lines.append(fact("attempts", str(job.attempts), "warn" if job.attempts > 1 else ""))
     if job.val_before is not None or job.val_after is not None:
@@ -68,13 +71,14 @@ def report_lines(report: Mapping[str, Any] | None, width: int, glyphs: Glyphs) -
         if reason.get("hint"):
             lines += wrapped(str(reason["hint"]), width, "dim", "   ")
     lines += _lengths(report, width, glyphs)
-    for name, words in (
-        ("duplicate_rows", "rows twice"),
-        ("trained_before_rows", "rows trained before"),
-        ("validation_rows", "rows of the validation set"),
-        ("conflicting_prompts", "prompts with different answers"),
+    told = {reason.get("code") for reason in _dicts(report.get("reasons"))}
+    for name, code, words in (
+        ("duplicate_rows", "duplicates", "rows twice"),
+        ("trained_before_rows", "trained_before", "rows trained before"),
+        ("validation_rows", "in_validation", "rows of the validation set"),
+        ("conflicting_prompts", "conflicts", "prompts with different answers"),
     ):
-        if report.get(name):
+        if report.get(name) and code not in told:
             lines.append(Line().add(f" {figures.count(report[name])} {words}", "warn"))
     for sample in _dicts(report.get("samples"))[:5]:
         lines += [Line(), Line().add(f" row {sample.get('line')}", "dim")]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.glyphs import Glyphs, bar, sparkline
-from trainer_tui.tui.ink import Line, Row
+from trainer_tui.tui.ink import Line, Row, cut
 from trainer_tui.tui.panels.base import FramedPanel
 from trainer_tui.tui.panels.meters import FAR_S
 from trainer_tui.tui.view import Gpu, Machine, Panel, View
@@ -61,7 +61,7 @@ def rows(view: View, width: int, height: int, glyphs: Glyphs) -> list[Row]:
             None,
         )
     )
-    return [line.row(width) for line in lines[:height]]
+    return [cut(tuple(line.spans), width) for line in lines[:height]]
 
 
 def _load(machine: Machine) -> float | None:

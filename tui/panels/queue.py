@@ -21,6 +21,9 @@ from trainer_tui.tui.view import Job, Panel, View
 
 PRIORITY_WORDS = {"high": "HIGH", "normal": "normal", "low": "low"}
 EDGE_SCROLL_S = 0.12
+RUNNING = ("starting", "training", "evaluating", "saving", "pausing", "stopping")
+IDS_LOOKED_AT = 2000
+LATE_COLUMNS = 92  # from this width on, the 90th percentile too
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Drag:
 class Columns:
     """Widths of one row; 0 leaves a column out."""
 
+    id: int
     name: int
     rows: int
     middle: int
@@ -43,22 +47,23 @@ class Columns:
     note: int
 
 
-def columns(width: int) -> Columns:
-    """How `width` cells are shared out; the name and the middle take what is left."""
-    eta, priority, note = 6, 6, 4
+def columns(width: int, id_cells: int = 3) -> Columns:
+    """How `width` cells are shared out; the name and the middle take what is left. With room, the
+    estimate has its 90th percentile beside it."""
+    eta, priority, note = 14 if width >= LATE_COLUMNS else 6, 6, 4
     rows = 9 if width >= 62 else 0
-    fixed = 3 + 5 + (rows + 1 if rows else 0) + eta + 2 + priority + 1 + note + 1
+    fixed = 3 + id_cells + 2 + (rows + 1 if rows else 0) + eta + 2 + priority + 1 + note + 1
     if width < 50:
         note, fixed = 0, fixed - note - 1
     left = max(8, width - fixed)
     name = max(8, min(34, left * 45 // 100))
-    return Columns(name, rows, max(0, left - name - 1), eta, priority, note)
+    return Columns(id_cells, name, rows, max(0, left - name - 1), eta, priority, note)
 
 
-def mark(job: Job, glyphs: Glyphs) -> tuple[str, str]:
+def mark(job: Job, glyphs: Glyphs, running: bool = True) -> tuple[str, str]:
     match job.state:
         case "processing":
-            return glyphs.play, "good"
+            return (glyphs.play, "good") if running else (glyphs.pause, "warn")
         case "waiting" if job.verdict == "block":
             return glyphs.cross, "bad"
         case "waiting":
@@ -69,7 +74,7 @@ def mark(job: Job, glyphs: Glyphs) -> tuple[str, str]:
             return glyphs.check, "old"
 
 
-def middle(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Line:
+def middle(job: Job, width: int, glyphs: Glyphs, running: bool) -> Line:
     """What is most worth knowing of a job: progress, verdict, reason, result."""
     line = Line()
     if job.state == "processing" and job.why_waiting:
@@ -78,7 +83,7 @@ def middle(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Line:
     if job.state == "processing":
         share = job.fraction or 0.0
         filled, rest = bar(share, max(4, min(28, width - 6)), glyphs)
-        line.add(filled, "warn" if paused else "bar").add(rest, "off")
+        line.add(filled, "bar" if running else "warn").add(rest, "off")
         return line.add(f" {figures.percent(share, 1.0):>3}")
     if job.state == "failed":
         reason = job.error.message if job.error and job.error.message else job.summary
@@ -99,21 +104,29 @@ def middle(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Line:
     return line.add(printable(job.summary or job.verdict, 200), role)
 
 
-def eta(job: Job) -> str:
+def eta(job: Job, late: bool = False) -> str:
+    """How long it takes. `late`: also how long it takes at most, in nine cases of ten."""
     if job.state == "completed":
         return figures.duration(job.seconds) if job.seconds is not None else ""
     if not job.eta_s or len(job.eta_s) < 2 or job.eta_s[1] is None:
         return ""
     start, end = job.eta_s[0], job.eta_s[1]
     if job.state == "processing":
-        return "" if job.why_waiting else figures.duration(end)
-    return "~" + figures.duration(end - (start or 0.0))
+        words = "" if job.why_waiting else figures.duration(end)
+    else:
+        words = "~" + figures.duration(end - (start or 0.0))
+    slow = job.eta_p90_s
+    if not late or not words or not slow or len(slow) < 2 or slow[1] is None:
+        return words
+    return f"{words} ≤{figures.duration(slow[1] - (slow[0] or 0.0))}"
 
 
-def note(job: Job) -> tuple[str, str]:
+def note(job: Job, running: bool = True) -> tuple[str, str]:
     match job.state:
+        case "processing" if job.why_waiting:
+            return "save", "dim"
         case "processing":
-            return ("save", "dim") if job.why_waiting else ("run", "good")
+            return ("run", "good") if running else ("wait", "warn")
         case "failed":
             return "fix", "key"
         case "completed":
@@ -122,12 +135,11 @@ def note(job: Job) -> tuple[str, str]:
             return ("next", "strong") if job.place == 1 else (str(job.place or ""), "faint")
 
 
-def job_row(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Row:
-    """One job as one row of `width` cells."""
-    shape = columns(width)
-    sign, sign_role = mark(job, glyphs)
+def job_row(job: Job, shape: Columns, width: int, glyphs: Glyphs, running: bool) -> Row:
+    """One job as one row of `width` cells. `running`: a trainer works on the one in hand."""
+    sign, sign_role = mark(job, glyphs, running)
     quiet = "dim" if job.state == "completed" else ""
-    line = Line().add(" ").add(sign, sign_role).add(f" #{job.id:<3} ", quiet or "dim")
+    line = Line().add(" ").add(sign, sign_role).add(f" #{job.id:<{shape.id}} ", quiet or "dim")
     line.cell(printable(job.name), shape.name, quiet).add(" ")
     if shape.rows:
         known = "" if job.rows is None else f"{figures.short_count(job.rows)} rows"
@@ -137,16 +149,16 @@ def job_row(job: Job, width: int, glyphs: Glyphs, paused: bool) -> Row:
     room = width - at - eta_cells - shape.priority - 4 - (shape.note + 1 if shape.note else 0)
     if job.state == "failed":
         room = width - at - shape.note - 3
-    detail = middle(job, max(0, room), glyphs, paused)
+    detail = middle(job, max(0, room), glyphs, running)
     line.spans += cut(tuple(detail.spans), max(0, room))
     line.width = at + max(0, room)
     line.add(" ")
     if job.state != "failed":
-        line.cell(eta(job), eta_cells, quiet, right=True).add("  ")
+        line.cell(eta(job, shape.eta > 6), eta_cells, quiet, right=True).add("  ")
         role = {"high": "high", "low": "low"}.get(job.priority, "")
         line.cell(PRIORITY_WORDS.get(job.priority, job.priority), shape.priority, quiet or role)
     if shape.note:
-        words, role = note(job)
+        words, role = note(job, running)
         line.to(width - shape.note - 1).cell(words, shape.note, role, right=True)
     return line.row(width)
 
@@ -211,7 +223,8 @@ class QueuePanel(ListPanel):
                 return [Line().add(" nothing matches; esc shows all", "dim").row(width)]
             return nothing_queued(self.screen_app.view, width)
         self._settle(self.keys())
-        paused = self.screen_app.view.training.state in ("paused", "pausing", "stopped")
+        running = self.screen_app.view.training.state in RUNNING
+        shape = columns(width, max(3, *(len(str(job.id)) for job in jobs[:IDS_LOOKED_AT])))
         marks = 1 if self.drag and self.drag.before is not None else 0
         rows: list[Row] = []
         waiting = [job.id for job in self.screen_app.view.waiting]
@@ -219,7 +232,7 @@ class QueuePanel(ListPanel):
             job = self.screen_app.view.in_hand(jobs[index])
             if self._mark_above(job, waiting):
                 rows.append(self._insertion(width))
-            row = job_row(job, width, self.glyphs, paused)
+            row = job_row(job, shape, width, self.glyphs, running)
             if self.drag and self.drag.job_id == job.id:
                 row = over(row, "lost")
             elif index == self._index:

@@ -8,7 +8,7 @@ from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.canvas import Canvas
 from trainer_tui.tui.glyphs import Glyphs
-from trainer_tui.tui.ink import Line, Row, both
+from trainer_tui.tui.ink import Line, Row, both, cut
 from trainer_tui.tui.situation import GUARDED
 from trainer_tui.tui.view import Connecting, Live, Lost, Panel, View
 
@@ -16,55 +16,77 @@ if TYPE_CHECKING:
     from trainer_tui.tui.control import TrainerApp
 
 
-def sample_words(view: View, now_s: float) -> tuple[str, str]:
+Part = tuple[str, str]  # text, role
+
+
+def sample_words(view: View, now_s: float) -> Part:
     """How old the newest training sample is, and how loudly to say it."""
     state = view.training.state
     if view.sample_at_s is None:
-        return (
-            ("live", "good")
-            if state in ("idle", "stopped", "paused")
-            else ("live, no sample yet", "dim")
-        )
+        resting = state in ("idle", "stopped", "paused")
+        return ("live", "good") if resting else ("live, no sample yet", "dim")
     seconds = now_s - view.sample_at_s
     if state not in ("training", "evaluating", "saving"):
-        return "live", "good"
+        return f"live, sample {figures.age(seconds)}", "good"
     role = "good" if seconds < 30 else "warn" if seconds < 300 else "bad"
     return f"live, {figures.age(seconds)}", role
 
 
 def rows(view: View, now_s: float, rate_bytes: float, width: int, glyphs: Glyphs) -> list[Row]:
-    dot = f" {glyphs.middle} "
+    """One row. What matters most comes first and is cut where there is no room; what is only
+    nice to know is left out whole."""
     match view.link:
         case Connecting():
-            return [Line().add(f" {glyphs.ellipsis} connecting to the daemon", "dim").row(width)]
+            first, more = (f" {glyphs.ellipsis} connecting to the daemon", "dim"), []
         case Lost(since_s, attempts, why):
-            line = Line().add(f" {glyphs.cross} daemon lost {figures.age(now_s - since_s)}", "bad")
-            line.add(f"{dot}trying again ({attempts}){dot}training may well go on", "dim")
-            return [line.add(f"{dot}{printable(why, 80)}", "dim").row(width)]
+            first = (f" {glyphs.cross} daemon lost {figures.age(now_s - since_s)}", "bad")
+            more = [(f"trying again ({attempts})", "dim"), ("training may well go on", "dim")]
+            if view.sample_at_s is not None:
+                more.append((f"last sample {figures.age(now_s - view.sample_at_s)}", "dim"))
+            more.append((printable(why, 80), "dim"))
         case Live():
             words, role = sample_words(view, now_s)
-            line = Line().add(f" {glyphs.dot} {words}", role)
+            first, more = (f" {glyphs.dot} {words}", role), _nice_to_know(view, rate_bytes)
         case _ as never:
             assert_never(never)
+    line = Line().add(*first)
+    for text, role in _wanted(view):
+        line.add(f" {glyphs.middle} {text}", role)
+    for text, role in more:
+        if line.width + len(text) + 3 <= width:
+            line.add(f" {glyphs.middle} {text}", role)
+    return [cut(tuple(line.spans), width)]
+
+
+def _wanted(view: View) -> list[Part]:
+    """Why it does not train, what is wrong with the settings, what waits for a person."""
     status = view.status
-    if status is not None and status.training.reason and not view.is_new:
-        line.add(f"{dot}{printable(status.training.reason, 120)}", "warn")
-    if status is not None and status.config.problem:
-        line.add(f"{dot}config: {printable(str(status.config.problem), 120)}", "bad")
-    if status is not None and (pending := status.config.pending):
-        guarded = [p for p in pending if not isinstance(p, dict) or p.get("when") == GUARDED]
-        if guarded:
-            line.add(f"{dot}{_changes(len(guarded))} for approval: a", "warn")
-        else:
-            line.add(f"{dot}{_changes(len(pending))} for the next file", "dim")
-    if status is not None:
-        line.add(f"{dot}daemon up {figures.coarse(status.daemon.uptime_s)}", "dim")
-        viewers = status.daemon.viewers
-        if viewers is not None and viewers > 1:
-            line.add(f"{dot}{viewers} viewers", "dim")
+    if status is None or not isinstance(view.link, Live):
+        return []
+    parts: list[Part] = []
+    if status.training.reason and not view.is_new:
+        parts.append((printable(status.training.reason, 120), "warn"))
+    if status.config.problem:
+        parts.append((f"config: {printable(str(status.config.problem), 120)}", "bad"))
+    pending = status.config.pending
+    guarded = [p for p in pending if not isinstance(p, dict) or p.get("when") == GUARDED]
+    if guarded:
+        parts.append((f"{_changes(len(guarded))} for approval: a", "warn"))
+    elif pending:
+        parts.append((f"{_changes(len(pending))} for the next file", "dim"))
+    return parts
+
+
+def _nice_to_know(view: View, rate_bytes: float) -> list[Part]:
+    parts: list[Part] = []
+    if view.status is not None:
+        daemon = view.status.daemon
+        parts.append((f"daemon up {figures.coarse(daemon.uptime_s)}", "dim"))
+        if daemon.viewers is not None and daemon.viewers > 1:
+            parts.append((f"{daemon.viewers} viewers", "dim"))
     if rate_bytes >= 50:
-        line.add(f"{dot}{rate_bytes / 1000:.1f} kB/s", "dim")
-    return [line.row(width)]
+        parts.append((f"{rate_bytes / 1000:.1f} kB/s", "dim"))
+    return parts
 
 
 def _changes(count: int) -> str:
@@ -88,7 +110,7 @@ class StatusLine(Canvas):
         if self.notice is not None:
             text, role = self.notice
             return [Line().add(f" {printable(text)}", role).row(width)]
-        found = rows(app.view, app.now_s(), app.bytes_per_s, width, self.glyphs)
-        if not app.read_only:
-            return found
-        return [both(Line(list(found[0]), width), Line().add(" read-only ", "warn"), width)]
+        mark = Line().add(" read-only " if app.read_only else "", "warn")
+        room = width - mark.width
+        found = rows(app.view, app.now_s(), app.bytes_per_s, room, self.glyphs)
+        return [both(Line(list(found[0]), room), mark, width)]

@@ -76,7 +76,7 @@ class VersionsPanel(ListPanel):
         return self.screen_app.view.version(key) if isinstance(key, int) else None
 
     def corner(self, width: int) -> Line | None:
-        if width < 44 or self.screen_app.read_only:
+        if width < 44 or self.screen_app.read_only or not self.screen_app.view.versions:
             return None
         return Line().add("R", "key").add(" roll back  ", "dim").add("D", "key").add(" diff", "dim")
 
