@@ -22,7 +22,7 @@ from trainer_tui.daemon.memory_wait import Need
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
-from trainer_tui.safety import clock, crash, durable, heartbeat, messages, processes
+from trainer_tui.safety import cgroup, clock, crash, durable, heartbeat, messages, processes
 from trainer_tui.safety.crash import Evidence
 from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.workspace import Workspace
@@ -154,14 +154,22 @@ class Aftermath:
 
     async def end_leftovers(self, trainer: Trainer) -> None:
         """What the trainer started and left behind: time to finish a write, then the end."""
-        deadline_s = clock.monotonic_s() + LEFTOVER_GRACE_S
-        while left := await asyncio.to_thread(processes.tagged, trainer.tag):
+        deadline_s, group = clock.monotonic_s() + LEFTOVER_GRACE_S, trainer.group
+        while True:
+            left = await asyncio.to_thread(processes.tagged, trainer.tag)
+            if not left and (group is None or cgroup.empty(group)):
+                break
             if clock.monotonic_s() >= deadline_s:
+                if group is not None:
+                    await asyncio.to_thread(cgroup.kill, group)
                 for process in left:
                     processes.send(process, signal.SIGKILL)
-                self._teller.say("warning", "trainer", f"{len(left)} left-over processes ended")
-                return
+                words = f"{len(left)} left-over processes ended"
+                self._teller.say("warning", "trainer", words)
+                break
             await asyncio.sleep(0.1)
+        if group is not None:
+            await asyncio.to_thread(cgroup.remove, group)
 
 
 def _memory_total_bytes() -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainer_tui.safety import child, clock, crash, messages, processes
+from trainer_tui.safety import cgroup, child, clock, crash, messages, processes
 from trainer_tui.safety.meters import Gpu
 from trainer_tui.safety.pipe import PipeEnd
 from trainer_tui.safety.processes import RUN_KEY
@@ -81,6 +81,9 @@ class Trainer:
         assert self._process.pid is not None
         self.pid = self._process.pid
         self.identity = processes.identify(self.pid)
+        self.group = cgroup.make(spec.run_id)  # where ours may be divided
+        if self.group is not None:
+            cgroup.put(self.group, self.pid)
         self._pidfd = os.pidfd_open(self.pid)
         self._pipe_closed = asyncio.Event()
         self._pipe = PipeEnd(ours, self._frame_from_thread, self._closed_from_thread, "trainer")
@@ -100,6 +103,8 @@ class Trainer:
         """End it and all it started, at once: what no checkpoint holds is lost."""
         self.ended_by_us = "stop"
         self.signal(signal.SIGKILL)
+        if self.group is not None:
+            await asyncio.to_thread(cgroup.kill, self.group)
         for process in await asyncio.to_thread(processes.tagged, self.tag):
             processes.send(process, signal.SIGKILL)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from trainer_tui.safety import cgroup
 from trainer_tui.safety.gpu_health import Xid
 
 
@@ -287,10 +288,8 @@ def oom_kill_count(memory_events: Path | None = None) -> int:
 
 
 def _own_memory_events() -> Path | None:
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            return Path("/sys/fs/cgroup") / line[3:].lstrip("/") / "memory.events"
-    return None
+    folder = cgroup.folder_of()
+    return folder / "memory.events" if folder is not None else None
 
 
 def read_report(path: Path) -> dict[str, Any] | None:

@@ -24,7 +24,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer_tui.safety import locks, processes, unix_socket
+from trainer_tui.safety import cgroup, grace, locks, processes, unix_socket
+from trainer_tui.safety.grace import Grace
 from trainer_tui.safety.processes import ProcessId
 
 PING_INTERVAL_S = 2.0
@@ -34,7 +35,6 @@ DUMP_BEFORE_S = 4.0  # stacks are dumped so long before the kill
 START_GRACE_S = 40.0  # no ping is expected before a new daemon's first answer, or this
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CALM_S = 120.0  # a daemon that lived this long starts the back-off anew
-ORPHAN_GRACE_S = 60.0
 FINAL_CODES = (0, 2, 3)  # meant; refused to start and would again; another daemon has the lock
 LOG_BYTES = 1 << 20
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -60,7 +60,7 @@ class Watchdog:
     foreground: bool = False  # the daemon's words go where ours go
     asked: int = 0  # how often we were asked to end
     crashes: int = 0
-    orphans: dict[ProcessId, float] = field(default_factory=dict)
+    orphans: dict[ProcessId, Grace] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -165,16 +165,19 @@ class Watchdog:
     # --- what a dead daemon left ------------------------------------------------------------
 
     def _note_orphans(self) -> None:
-        """Trainers of the last generation get time to commit: 60 s from now."""
+        """Trainers of the last generation get time to commit: as long as bytes move."""
         for process in processes.tagged(self.run_tag):
-            self.orphans.setdefault(process, time.monotonic() + ORPHAN_GRACE_S)
+            self.orphans.setdefault(process, Grace(time.monotonic(), grace.GRACE_S))
 
     def _end_orphans(self) -> None:
-        for process, deadline in list(self.orphans.items()):
+        moved = sum(processes.bytes_written(process) for process in self.orphans)
+        waits = any(processes.state_of(process) == "D" for process in self.orphans)
+        for process, patience in list(self.orphans.items()):
             if not processes.alive(process):
                 del self.orphans[process]
-            elif time.monotonic() > deadline:
-                self.log(f"orphan {process.pid} did not end in {ORPHAN_GRACE_S:g} s: SIGKILL")
+            elif patience.over(moved, waits, time.monotonic()):
+                self.log(f"orphan {process.pid} neither ends nor writes: SIGKILL")
+                cgroup.kill_with(process.pid)
                 processes.send(process, signal.SIGKILL)
 
     def _reap(self, watched: Watched) -> None:

@@ -39,7 +39,7 @@ RUNNER = """
 import sys, pathlib
 from trainer_tui.safety import watchdog
 watchdog.PING_INTERVAL_S = 0.1; watchdog.SILENT_LIMIT_S = 4.0; watchdog.DUMP_BEFORE_S = 1.0
-watchdog.ORPHAN_GRACE_S = 0.5
+watchdog.grace.GRACE_S = 0.5
 watchdog.PING_TIMEOUT_S = 0.3
 real = watchdog.Watchdog
 def make(root, command, tag):

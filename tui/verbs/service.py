@@ -35,6 +35,7 @@ RestartPreventExitStatus=2 3
 RestartSec=2
 # The daemon asks the trainer to commit and to exit; only then is the rest ended.
 KillMode=mixed
+Delegate=yes
 TimeoutStopSec=330
 UMask=0077
 NoNewPrivileges=yes
