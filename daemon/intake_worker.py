@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from trainer_tui.safety import processes
+from trainer_tui.safety import logs, processes
 from trainer_tui.safety.processes import RUN_KEY
 from trainer_tui.safety.workspace import Workspace
 
@@ -95,6 +95,7 @@ class IntakeWorker:
         if self._process is not None and self._process.returncode is None:
             return self._process
         output = self._workspace.logs / "intake.out"
+        logs.make_room(output)
         environment = {**os.environ, RUN_KEY: f"{self._run_tag}/intake"}
         with output.open("ab") as stream:
             self._process = await asyncio.create_subprocess_exec(

@@ -18,7 +18,7 @@ from trainer_tui.daemon.after_end import End
 from trainer_tui.daemon.decide import Present
 from trainer_tui.daemon.hearing import Hearing
 from trainer_tui.daemon.trainer import Trainer
-from trainer_tui.safety import clock, messages
+from trainer_tui.safety import clock, logs, messages
 
 log = logging.getLogger("daemon")
 ACTS_IN_A_ROW = 8
@@ -111,6 +111,7 @@ class Training(Hearing):
         self._trained.clear()
         self.figures.epochs = config.epochs
         output = self._means.workspace.logs / "trainer.out"
+        logs.make_room(output)
         tag = f"{self._means.run_tag}:{spec.run_id}"
         self.trainer = Trainer(self._means.entry, spec, tag, output, self._on_message, self._on_end)
         log.info("trainer %d started", self.trainer.pid)

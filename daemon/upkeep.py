@@ -21,7 +21,8 @@ from trainer_tui.safety.workspace import Workspace
 RECONCILE_EVERY_S = 20.0
 RECONCILE_SHARE = 200  # at most half a percent of the time is spent looking
 EXPIRE_EVERY_S = 3600.0
-TRASH_GLOB = "job.*"
+TRASH_GLOBS = ("job.*", "incident.*")
+INCIDENTS_KEPT = 500
 MANY_JOBS = 10_000
 
 
@@ -69,13 +70,25 @@ class Upkeep:
 
         names = await self._desk.ask(expire)
         if names:
-            self._teller.say("info", "queue", f"{len(names)} old jobs went to the trash")
+            self._teller.say("info", "upkeep", f"{len(names)} old jobs went to the trash")
+        moved = await asyncio.to_thread(_old_incidents_to_trash, self._workspace)
+        if moved:
+            self._teller.say("info", "upkeep", f"{moved} old incidents went to the trash")
         oldest = now - timedelta(days=retention.trash_days)
         await asyncio.to_thread(_empty_trash, self._workspace.trash, oldest)
         self._history.prune()
 
 
 def _empty_trash(trash: Path, oldest: datetime) -> None:
-    for path in trash.glob(TRASH_GLOB):
+    for path in [found for pattern in TRASH_GLOBS for found in trash.glob(pattern)]:
         if path.lstat().st_ctime < oldest.timestamp():  # ctime: when it was renamed to here
             durable.remove_tree(path)
+
+
+def _old_incidents_to_trash(workspace: Workspace) -> int:
+    """All but the newest; their names begin with the time."""
+    names = sorted(entry.name for entry in workspace.incidents.iterdir() if entry.is_dir())
+    old = names[:-INCIDENTS_KEPT]
+    for name in old:
+        durable.rename(workspace.incidents / name, workspace.trash / f"incident.{name}")
+    return len(old)

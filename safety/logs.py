@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import sys
 from pathlib import Path
 
@@ -36,7 +37,8 @@ class _JsonLine(logging.Formatter):
 
 
 def set_up(folder: Path, name: str, *, console: bool) -> logging.Logger:
-    """Log to `folder/name.log` and `folder/name.jsonl`; to stderr too when `console`.
+    """Log to `folder/name.log` and `folder/name.jsonl`; to stderr too when `console`. Where stderr
+    is `folder/name.out`, which nobody rotates while it is open, only errors go there.
 
     A full disk or a closed terminal costs log lines, never the process.
     """
@@ -53,5 +55,21 @@ def set_up(folder: Path, name: str, *, console: bool) -> logging.Logger:
     if console:
         shown = logging.StreamHandler(sys.stderr)
         shown.setFormatter(_Readable())
+        if _is_stderr(folder / f"{name}.out"):
+            shown.setLevel(logging.ERROR)
         root.addHandler(shown)
     return logging.getLogger(name)
+
+
+def make_room(output: Path) -> None:
+    """Before a process's output is opened for appending: one that has grown large is set aside,
+    in place of the one before."""
+    if output.exists() and output.stat().st_size > FILE_BYTES:
+        output.replace(output.with_name(f"{output.name}.1"))
+
+
+def _is_stderr(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(2))
+    except OSError:
+        return False

@@ -63,12 +63,15 @@ def ensure_daemon(space: workspace.Workspace) -> bool:
     Raises:
         TrainerTuiError: it did not come up; the message carries its last words.
     """
+    from trainer_tui.safety import logs
+
     client = Client(space.socket)
     if client.alive():
         return False
     _require_writable(space.root)
     space.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     output = space.logs / "daemon.out"
+    logs.make_room(output)
     start = output.stat().st_size if output.exists() else 0
     watchdog = _start_watchdog(space, output)
     deadline = time.monotonic() + START_TIMEOUT_S
