@@ -31,4 +31,4 @@ def test_trash_is_emptied_by_age_and_only_what_is_old(tmp_path):
     upkeep._empty_trash(tmp_path, datetime.now().astimezone() - timedelta(hours=1))
     assert len(list(tmp_path.iterdir())) == 3
     upkeep._empty_trash(tmp_path, datetime.fromtimestamp(time.time() + 60).astimezone())
-    assert [path.name for path in tmp_path.iterdir()] == ["versions"]  # the room of versions empties its own
+    assert [path.name for path in tmp_path.iterdir()] == ["versions"]  # not ours
