@@ -15,9 +15,11 @@ from trainer_tui.daemon.figures import SERIES_OF
 from trainer_tui.daemon.training_state import Means, TrainingState
 from trainer_tui.safety import clock, crash, manifest, messages
 from trainer_tui.safety.errors import Corrupt
-from trainer_tui.safety.manifest import Manifest
+from trainer_tui.safety.manifest import LedgerEntry, Manifest
 
 STEP_EVENT_EVERY_S = 0.05
+QUEUE_FILES = 2  # from so many files on, or so long a training, its end is told
+QUEUE_SECONDS = 60.0
 
 
 class Hearing(TrainingState):
@@ -26,6 +28,7 @@ class Hearing(TrainingState):
     def __init__(self, means: Means) -> None:
         super().__init__(means)
         self._last_step_event_s = 0.0
+        self._done_in_a_row: list[LedgerEntry] = []
 
     async def _handle(self, message: messages.FromTrainer) -> None:
         match message:
@@ -193,8 +196,28 @@ class Hearing(TrainingState):
             self._means.teller.say(
                 "info", "job", f"#{job_id} {entry.name} is done: {entry.rows} rows", job=job_id
             )
+            self._done_in_a_row.append(entry)
+        if done:
+            self._say_if_queue_is_done()
         for listener in self.after_commit:
             listener(found, done)
+
+    def _say_if_queue_is_done(self) -> None:
+        """Nothing is left that may start: worth a word after some work, not after every file that
+        comes alone."""
+        desk, done = self._means.desk, self._done_in_a_row
+        if desk.processing or desk.claimable or desk.unchecked:
+            return
+        self._done_in_a_row = []
+        seconds = sum(entry.seconds for entry in done)
+        if len(done) < QUEUE_FILES and seconds < QUEUE_SECONDS:
+            return
+        files = "1 file" if len(done) == 1 else f"{len(done)} files"
+        rows = sum(entry.rows for entry in done)
+        text = f"the queue is done: {files}, {rows} rows in {seconds / 60:.0f} min of training"
+        if held := desk.counts.get("waiting", 0):
+            text += f"; {held} held or scheduled"
+        self._means.teller.say("info", "queue", text, jobs=[entry.job_id for entry in done][-100:])
 
     def _fractions(self, newest: Manifest) -> dict[int, float]:
         """How much of each started job is trained, as the checkpoint says."""

@@ -156,6 +156,20 @@ def test_an_incident_is_told_to_the_webhook(serve):
         thread.join(5)
 
 
+def test_a_queue_that_is_done_is_told_once_and_a_single_small_file_is_not(serve):
+    daemon = serve()
+    plant(daemon.workspace, "a.jsonl")
+    plant(daemon.workspace, "b.jsonl", rows=4)
+    daemon.start()
+    daemon.until_job("b.jsonl", "completed")
+    (event,) = wait_for(lambda: daemon.said("the queue is done"))
+    assert event["topic"] == "queue" and "2 files, " in event["text"]
+    (daemon.workspace.inbox / "alone.jsonl").write_bytes(chat_rows(2, "alone"))
+    daemon.until_job("alone.jsonl", "completed")
+    daemon.until_training("idle")
+    assert len(daemon.said("the queue is done")) == 1
+
+
 def machine(temperature_c: int | None) -> Machine:
     gpu = Gpu(0, "GPU", 50, 1, 2, temperature_c, 100.0, 200.0)
     return Machine((gpu,), "", 2, 1.0, 1, 2, 0, 1, 2, 3)
