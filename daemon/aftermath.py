@@ -23,7 +23,7 @@ from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
 from trainer_tui.safety import cgroup, clock, crash, durable, heartbeat, messages, processes
-from trainer_tui.safety.crash import Evidence
+from trainer_tui.safety.crash import Action, Evidence
 from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.workspace import Workspace
 
@@ -80,10 +80,22 @@ class Aftermath:
             job=end.in_hand,
             incident=trainer.run_id,
         )
+        if finding.action is Action.SMALLER_MICRO_BATCH:
+            await self._shrink_steps()
         if end.in_hand is not None:
             await self._set_aside(end.in_hand, verdict)
         await self._keep_incident(trainer, end, evidence, verdict)
         return verdict
+
+    async def _shrink_steps(self) -> None:
+        try:
+            sizes = await asyncio.to_thread(memory_wait.halve_micro_batches, self._workspace.cache)
+        except OSError as problem:
+            log.error("the micro-batch stays as it is: %s", problem)
+            return
+        if sizes:
+            text = f"the next trainer begins with a micro-batch of {min(sizes.values())} tokens"
+            self._teller.say("info", "trainer", text)
 
     async def _set_aside(self, job_id: int, verdict: Verdict) -> None:
         finding = verdict.finding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -37,6 +38,8 @@ def _document(house: House) -> dict[str, Any]:
     shown = settings.config.model_dump(mode="json")
     if shown["api"]["token"]:
         shown["api"]["token"] = "…"
+    if shown["notify"]["webhook"]:
+        shown["notify"]["webhook"] = _without_path(shown["notify"]["webhook"])
     return {
         "file": str(settings.file),
         "values": shown,
@@ -45,6 +48,12 @@ def _document(house: House) -> dict[str, Any]:
         "problem": settings.problem,
         "approvals": settings.approvals.log,
     }
+
+
+def _without_path(url: str) -> str:
+    """A webhook's path is a secret; its host says enough."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}/…"
 
 
 def router(house: House) -> APIRouter:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -38,6 +38,7 @@ EVICT_TIMEOUT_S = 120.0
 BALLAST_AFTER_S = 60.0
 HISTORY = 288  # a day of them
 WARN_AHEAD_S = 6 * 3600.0
+STAGING_AGE_S = 3600.0
 KIND = "disk"
 
 
@@ -53,6 +54,37 @@ class TrashOwner:
         for path in sorted(self._trash.glob("job.*")):
             size = disk.exclusive_bytes(path)
             yield Offer(path.name, "removed by a person", size, partial(_delete, path))
+
+
+class StagingOwner:
+    """What a killed process left half written. Whoever stages somewhere sweeps it at its next
+    start; on a short disk that may be too late. Nothing that is being written is so old."""
+
+    name = "staging"
+
+    def __init__(self, workspace: Workspace, now_s: Callable[[], float] = clock.now_s) -> None:
+        here = workspace
+        self._places = [here.state, here.queue, here.current_model, here.ledger, here.versions]
+        self._places += [here.emergency, here.validation, here.cache]
+        self._now_s = now_s
+
+    def offers(self) -> Iterator[Offer]:
+        for place in self._places:
+            for path in sorted(place.glob(f"{durable.STAGING_PREFIX}*")):
+                if self._now_s() - _touched_s(path) > STAGING_AGE_S:
+                    size = disk.exclusive_bytes(path)
+                    yield Offer(path.name, "left half written", size, partial(_delete, path))
+
+
+def _touched_s(path: Path) -> float:
+    """When anything in it was written last; wall time. What vanishes meanwhile is no left-over."""
+    newest = 0.0
+    for entry in (path, *path.rglob("*")):
+        try:
+            newest = max(newest, entry.lstat().st_mtime)
+        except FileNotFoundError:
+            return clock.now_s()
+    return newest
 
 
 class CacheOwner:
@@ -182,16 +214,20 @@ class DiskWatch:
     def _owners(self) -> list[Owner]:
         config = self._settings.config
         return [
-            TrashOwner(self._workspace),
-            CacheOwner(self._workspace),
+            *self._owners_here(),
             VersionsOwner(self._workspace, config),
         ]
+
+    def _owners_here(self) -> list[Owner]:
+        """In the order in which things go: the cheapest to have again first."""
+        here = self._workspace
+        return [TrashOwner(here), StagingOwner(here), CacheOwner(here)]
 
     def preview(self) -> dict[str, Any]:
         """`GET /v1/disk`: the figures, and all that would go, in its order, with the bytes that
         come back then; in a thread. Deletes nothing."""
         found = self.measure()
-        owners: Iterable[Owner] = (TrashOwner(self._workspace), CacheOwner(self._workspace))
+        owners: Iterable[Owner] = self._owners_here()
         would_go = [
             {"owner": owner.name, "what": offer.what, "why": offer.why,
              "bytes": offer.exclusive_bytes}

@@ -1,0 +1,118 @@
+"""The disk's watch: forecast, order of the owners, left-overs, an owner that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+from daemon_harness import plant, wait_for
+
+from trainer_tui.daemon.disk_watch import STAGING_AGE_S, StagingOwner
+from trainer_tui.safety import clock, disk, durable
+from trainer_tui.safety.workspace import Workspace
+
+# Free space that shrinks by 100 MB a second, from 1 TB over the floor.
+SHRINKING = """
+import time
+from trainer_tui.daemon import disk_watch as w
+from trainer_tui.safety import disk
+w.LOOK_EVERY_S = w.FORECAST_EVERY_S = 0.2
+began = time.monotonic()
+disk.free_bytes = lambda path: int(1e12 - 1e8 * (time.monotonic() - began))
+"""
+
+
+def left_over(folder, name: str, age_s: float):
+    path = folder / f"{durable.STAGING_PREFIX}{name}"
+    path.mkdir()
+    (path / "part").write_bytes(b"x" * 50_000)
+    for entry in (path / "part", path):
+        os.utime(entry, (clock.now_s() - age_s, clock.now_s() - age_s))
+    return path
+
+
+def test_left_overs_are_spared_only_when_nobody_has_touched_them_for_long(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.prepare()
+    old = left_over(workspace.current_model, "checkpoint-7", STAGING_AGE_S + 60)
+    fresh = left_over(workspace.current_model, "checkpoint-9", 5)
+    written = left_over(workspace.queue, "big", STAGING_AGE_S + 60)
+    (written / "part").write_bytes(b"still written")
+    [offer] = StagingOwner(workspace).offers()
+    assert offer.what == old.name and offer.exclusive_bytes >= 50_000
+    offer.free()
+    assert not old.exists() and fresh.exists() and written.exists()
+
+
+def test_what_would_go_is_listed_in_the_order_it_goes(serve):
+    daemon = serve(steps=5, save_every=1)
+    plant(daemon.workspace, "a.jsonl")
+    daemon.start()
+    daemon.until_job("a.jsonl", "completed")
+    daemon.post("/v1/versions", {"description": "one"})
+    thrown = daemon.workspace.trash / "job.1-x"
+    thrown.mkdir()
+    (thrown / "data.jsonl").write_bytes(b"x" * 9000)
+    tokens = daemon.workspace.cache / "tokens"
+    tokens.mkdir(exist_ok=True)
+    (tokens / "t.bin").write_bytes(b"x" * 9000)
+    left = left_over(daemon.workspace.current_model, "checkpoint-1", STAGING_AGE_S + 60)
+    found = daemon.get("/v1/disk")
+    owners = [entry["owner"] for entry in found["would_go"]]
+    assert owners[:3] == ["trash", "staging", "data"] and set(owners[3:]) <= {"versions"}
+    assert all(entry["why"] and entry["bytes"] > 0 for entry in found["would_go"])
+    assert thrown.exists() and left.exists(), "a look deletes nothing"
+    assert found["floor_bytes"] > 0 and found["next_save_bytes"] > 0
+
+
+class _Hook(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append(json.loads(body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_disk_that_fills_is_told_hours_ahead_once(serve):
+    server = HTTPServer(("127.0.0.1", 0), _Hook)
+    server.seen = []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        settings = f'[disk]\nmin_free_gb = 50.0\n[notify]\nwebhook = "{url}"\n'
+        daemon = serve(settings=settings)
+        daemon.prelude = SHRINKING
+        daemon.start()
+        [told] = wait_for(lambda: daemon.said("the disk is full in"), 30)
+        assert told["level"] == "warning" and "hours at this rate" in told["text"]
+        hours = float(told["text"].split(" in ")[1].split()[0])
+        assert 2.0 < hours < 3.0  # (1000 - 50) GB at 0.1 GB/s
+        left_s = daemon.get("/v1/disk")["seconds_left"]
+        assert 7000 < left_s < 10_000
+        wait_for(lambda: server.seen, 30, "a person who is away hears of it")
+        assert server.seen[0]["topic"] == "incident.disk"
+        assert len(daemon.said("the disk is full in")) == 1
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+def test_an_owner_that_fails_is_said_and_training_waits(serve):
+    daemon = serve(settings="[disk]\nmin_free_gb = 1e9\nmin_free_share = 1.0\n")
+    daemon.workspace.prepare()
+    daemon.prelude = (
+        "from trainer_tui.daemon import disk_watch as w; w.LOOK_EVERY_S = 0.3\n"
+        "def broken(*_): raise OSError(5, 'Input/output error')\n"
+        "w.disk.reclaim = broken"
+    )
+    daemon.start()
+    wait_for(lambda: daemon.said("no room could be made"), 30)
+    assert daemon.get("/v1/disk")["holding"]
+    assert disk.WITHOUT_EFFECT_LIMIT == 8
