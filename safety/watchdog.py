@@ -32,6 +32,7 @@ PING_INTERVAL_S = 2.0
 PING_TIMEOUT_S = 2.0
 SILENT_LIMIT_S = 20.0
 DUMP_BEFORE_S = 4.0  # stacks are dumped so long before the kill
+OWN_GAP_S = 8.0  # between two looks, which are 2 s and a ping apart
 START_GRACE_S = 40.0  # no ping is expected before a new daemon's first answer, or this
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CALM_S = 120.0  # a daemon that lived this long starts the back-off anew
@@ -49,6 +50,7 @@ class Watched:
     started_s: float
     answered_s: float | None = None
     dumped: bool = False
+    looked_s: float | None = None
     told: int = 0  # how many requests to end were passed on
 
 
@@ -144,6 +146,7 @@ class Watchdog:
 
     def _ping(self, watched: Watched) -> None:
         now = time.monotonic()
+        self._forgive(watched, now)
         if answers(self.state / "api.sock", PING_TIMEOUT_S):
             watched.answered_s, watched.dumped = time.monotonic(), False
             return
@@ -161,6 +164,17 @@ class Watchdog:
             self.log(f"daemon {watched.process.pid} is silent for {silent_s:.0f} s: SIGKILL")
             processes.send(watched.process, signal.SIGKILL)
             processes.wait_gone(watched.process, 5)
+
+    def _forgive(self, watched: Watched, now_s: float) -> None:
+        """Time in which this process itself stood still (a suspended machine, a paused one) is
+        not held against the daemon."""
+        gap_s = 0.0 if watched.looked_s is None else now_s - watched.looked_s
+        watched.looked_s = now_s
+        if gap_s > OWN_GAP_S:
+            self.log(f"this watchdog stood still for {gap_s:.0f} s: the daemon gets that time, too")
+            watched.started_s += gap_s
+            if watched.answered_s is not None:
+                watched.answered_s += gap_s
 
     # --- what a dead daemon left ------------------------------------------------------------
 

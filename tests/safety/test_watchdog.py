@@ -40,7 +40,7 @@ import sys, pathlib
 from trainer_tui.safety import watchdog
 watchdog.PING_INTERVAL_S = 0.1; watchdog.SILENT_LIMIT_S = 4.0; watchdog.DUMP_BEFORE_S = 1.0
 watchdog.grace.GRACE_S = 0.5
-watchdog.PING_TIMEOUT_S = 0.3
+watchdog.PING_TIMEOUT_S = 0.3; watchdog.OWN_GAP_S = 2.0
 real = watchdog.Watchdog
 def make(root, command, tag):
     return real(root, [sys.executable, "-c", pathlib.Path(sys.argv[3]).read_text(), str(root)], tag)
@@ -156,6 +156,25 @@ def test_a_silent_daemon_is_continued_first_then_replaced_after_a_stack_dump(roo
     assert "stack dump" in pack.log()
     pack.process.terminate()
     pack.process.wait(10)
+
+
+def test_a_machine_that_stood_still_costs_no_daemon(root: Path) -> None:
+    """Watchdog and daemon are stopped for longer than silence is borne; the daemon wakes last."""
+    pack = Pack(root)
+    first = pack.daemon(1)
+    wait_for(lambda: (root / "state" / "pinged").exists())
+    for pid in (pack.process.pid, first):
+        os.kill(pid, signal.SIGSTOP)
+    stopped_s = time.monotonic()
+    wait_for(lambda: time.monotonic() - stopped_s > 5.5)  # the limit is 4 s
+    (root / "state" / "pinged").unlink()
+    os.kill(pack.process.pid, signal.SIGCONT)
+    wait_for(lambda: "stood still" in pack.log())
+    os.kill(first, signal.SIGCONT)
+    wait_for(lambda: (root / "state" / "pinged").exists())
+    assert len(pack.starts()) == 1 and "SIGKILL" not in pack.log()
+    pack.process.terminate()
+    assert pack.process.wait(10) == 0
 
 
 def _ticks(pid: int) -> int:

@@ -101,6 +101,37 @@ def test_a_stopped_process_is_continued_or_replaced(tmp_path, base, record, tort
         house.sweep()
 
 
+STILL_S = 30.0  # longer than a silent daemon is borne
+
+
+@pytest.mark.end_to_end
+@pytest.mark.timeout(600)
+def test_a_machine_that_stands_still_is_no_false_alarm(tmp_path, base, record, torture, rounds):
+    """Everything of ours is stopped and continued, as by a hypervisor or a closed lid."""
+    if not torture:
+        pytest.skip("minutes long: make torture")
+    house, dropped = at_work(tmp_path / "ws", base, 12_000 * rounds)
+    try:
+        for _ in range(rounds):
+            house.at_work()
+            before = {role: house.one(role) for role in ROLES}
+            with record.run(f"all stopped for {STILL_S:.0f} s", "stands_still") as seconds:
+                for role in ROLES:
+                    processes.send(before[role], signal.SIGSTOP)
+                until_s = time.monotonic() + STILL_S
+                wait_for(lambda u=until_s: time.monotonic() > u, STILL_S + 5)
+                moment_s = time.time()
+                for role in reversed(ROLES):
+                    processes.send(before[role], signal.SIGCONT)
+                seconds.append(house.back_after(moment_s))
+                assert {role: house.one(role) for role in ROLES} == before, "nobody was replaced"
+                assert house.ask()["restarts"] == 0
+        house.end()
+        invariants.check(house.workspace, dropped)
+    finally:
+        house.sweep()
+
+
 @pytest.mark.end_to_end
 @pytest.mark.timeout(600)
 def test_with_64_file_descriptors_it_trains_or_says_why(tmp_path, base, record, torture, rounds):
