@@ -20,7 +20,10 @@ class _Readable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = printable(record.getMessage())
         line = f"{clock.now_iso()} {record.levelname.lower():7} {record.name}: {text}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        stack = self.formatException(record.exc_info).splitlines()
+        return "\n".join([line, *map(printable, stack)])
 
 
 class _JsonLine(logging.Formatter):

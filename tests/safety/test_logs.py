@@ -57,3 +57,36 @@ def test_an_output_that_has_grown_is_set_aside_in_place_of_the_one_before(tmp_pa
     output.write_text("small")
     logs.make_room(output)
     assert output.read_text() == "small"
+
+
+ROTATING = """
+import logging, pathlib, sys
+from trainer_tui.safety import logs
+logs.FILE_BYTES = 10_000
+log = logs.set_up(pathlib.Path(sys.argv[1]), "daemon", console=False)
+for number in range(2000):
+    log.info("line %d of many", number)
+try:
+    raise OSError("a name with \x1b]0;an escape\x07 in it")
+except OSError:
+    log.exception("it failed")
+"""
+
+
+def test_logs_are_rotated_by_size_and_the_oldest_go(tmp_path: Path):
+    subprocess.run([sys.executable, "-c", ROTATING, str(tmp_path)], check=True, timeout=60)
+    for suffix in ("log", "jsonl"):
+        kept = sorted(tmp_path.glob(f"daemon.{suffix}*"))
+        assert len(kept) == 1 + logs.FILES_KEPT
+        assert all(file.stat().st_size <= 10_000 for file in kept)
+    newest = (tmp_path / "daemon.log").read_text()
+    assert "line 1999" in newest and "line 3 " not in "".join(
+        file.read_text() for file in tmp_path.glob("daemon.log*")
+    )
+
+
+def test_a_stack_with_escapes_in_it_cannot_turn_a_terminal(tmp_path: Path):
+    subprocess.run([sys.executable, "-c", ROTATING, str(tmp_path)], check=True, timeout=60)
+    text = (tmp_path / "daemon.log").read_text()
+    assert "Traceback" in text and "an escape" in text and "OSError" in text
+    assert "\x1b" not in text and "\x07" not in text
