@@ -190,6 +190,32 @@ def test_taken_within_three_seconds(daemon: Harness) -> None:
     assert min(took) >= 1, "not before it has looked the same for a second"
 
 
+QUICK_DEATHS = """
+from trainer_tui.daemon import inbox, intake_worker
+intake_worker.MODULE = "dying_worker"; inbox.FAILED_AGAIN_S = 0.1
+"""
+
+
+def test_a_file_that_ends_the_worker_is_tried_three_times_and_others_are_taken(
+    tmp_path: Path,
+) -> None:
+    harness = Harness(make_workspace(tmp_path / "ws", "poll_interval = 0.5\n"))
+    harness.prelude = QUICK_DEATHS
+    harness.start()
+    try:
+        harness.post("/v1/training/pause")
+        inbox, deaths = harness.workspace.inbox, harness.workspace.root / "deaths.txt"
+        (inbox / "deadly.jsonl").write_bytes(chat_rows(2, "deadly"))
+        wait_for(lambda: harness.said("ended the intake worker 3 times"), SOON_S)
+        looked_at(harness, "healthy.jsonl")
+        assert len(deaths.read_text().splitlines()) == 3
+        assert (inbox / "deadly.jsonl").exists() and harness.job("deadly.jsonl") is None
+        (inbox / "deadly.jsonl").write_bytes(chat_rows(3, "deadly, corrected"))
+        wait_for(lambda: len(deaths.read_text().splitlines()) > 3, SOON_S)
+    finally:
+        harness.close()
+
+
 class Overflow:
     """An inotify instance of ours on the same folder, never read: does the kernel drop events?"""
 
