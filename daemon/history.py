@@ -29,6 +29,7 @@ BUCKET_STEPS = (16, 256, 4096, 65536)
 COMMIT_EVERY_S = 1.0
 BACKLOG = 20_000  # points waiting for the thread; beyond that they are dropped, and counted
 EVENTS_KEPT = 200_000
+WIDER = 1.3  # how much wider than asked a bucket may be, so that stored ones serve
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
@@ -104,7 +105,7 @@ class History:
     def events(
         self, limit: int, before: int | None, level: str | None, text: str | None
     ) -> Future[list[Event]]:
-        """Newest first. `text` is looked for anywhere, without regard to case."""
+        """Newest first. `text` is looked for in topic and text, without regard to case."""
         return self.ask(lambda base: _select_events(base, limit, before, level, text))
 
     def metrics(
@@ -278,7 +279,7 @@ def _select_events(
         wheres.append("level = ?")
         values.append(level)
     if text:
-        wheres.append("instr(lower(text), lower(?)) > 0")
+        wheres.append("instr(lower(topic || ' ' || text), lower(?)) > 0")
         values.append(text)
     rows = base.execute(
         f"SELECT * FROM events WHERE {' AND '.join(wheres)} ORDER BY id DESC LIMIT {int(limit)}",
@@ -321,38 +322,40 @@ SELECT (SELECT max(step) FROM points WHERE series = s.name)
 def _line(
     base: sqlite3.Connection, series: str, first: int, last: int, width: int
 ) -> list[dict[str, Any]]:
-    """One series in buckets of `width` steps, from the coarsest rows that are fine enough."""
-    stored = max((w for w in BUCKET_STEPS if w * 4 <= width), default=0)
+    """One series in buckets of about `width` steps, summed by SQLite from the coarsest rows that
+    fit into them."""
+    stored, width = _stored_width(width)
     if stored:
-        rows = base.execute(
-            "SELECT bucket * width, at, count, total, low, high FROM buckets WHERE series = ?"
-            " AND width = ? AND bucket BETWEEN ? AND ? ORDER BY bucket",
-            (series, stored, first // stored, last // stored),
-        )
+        question, values = _FROM_BUCKETS, (series, stored, first // stored, last // stored)
     else:
-        rows = base.execute(
-            "SELECT step, at, 1, value, value, value FROM points WHERE series = ?"
-            " AND step BETWEEN ? AND ? ORDER BY step",
-            (series, first, last),
-        )
-    line: list[dict[str, Any]] = []
-    current, count, total = None, 0, 0.0
-    for step, at_s, row_count, row_total, low, high in rows:
-        slot = max(0, step - first) // width
-        if slot != current:
-            current, count, total = slot, 0, 0.0
-            line.append({"step": step, "mean": 0.0, "min": low, "max": high, "at": at_s})
-        bucket = line[-1]
-        count += row_count
-        total += row_total
-        bucket["step"] = step if width == 1 else max(bucket["step"], step)
-        bucket["mean"] = total / count
-        bucket["min"] = min(bucket["min"], low)
-        bucket["max"] = max(bucket["max"], high)
-        bucket["at"] = at_s
-    for bucket in line:
-        bucket["at"] = _iso(bucket["at"])
-    return line
+        question, values = _FROM_POINTS, (series, first, last)
+    rows = base.execute(question, (stored, first, width, *values))
+    return [
+        {"step": step, "mean": total / count, "min": low, "max": high, "at": _iso(at_s)}
+        for _, step, at_s, count, total, low, high in rows
+    ]
+
+
+def _stored_width(width: int) -> tuple[int, int]:
+    """(steps of the stored buckets to sum, steps of a bucket of the answer); (0, width): points.
+    Whole stored buckets make one of the answer, which so becomes a little wider than asked."""
+    for stored in reversed(BUCKET_STEPS):
+        whole = -(-width // stored) * stored
+        if whole <= WIDER * width:
+            return stored, whole
+    return 0, width
+
+
+_FROM_BUCKETS = """
+SELECT max(0, bucket * ?1 - ?2) / ?3 AS slot, max(bucket * ?1), max(at), sum(count), sum(total),
+       min(low), max(high)
+  FROM buckets WHERE series = ?4 AND width = ?5 AND bucket BETWEEN ?6 AND ?7 GROUP BY slot
+"""
+_FROM_POINTS = """
+SELECT (step - ?2) / ?3 + 0 * ?1 AS slot, max(step), max(at), count(*), sum(value),
+       min(value), max(value)
+  FROM points WHERE series = ?4 AND step BETWEEN ?5 AND ?6 GROUP BY slot
+"""
 
 
 def _iso(at_s: float) -> str:

@@ -38,6 +38,7 @@ LOW_ROWS = 6
 READOUT_CELLS = 18
 AUTO_STEPS = 20_000
 MIN_WINDOW = 20
+MEANWHILE_S = 0.06
 MARKS = 12  # of a kind, the newest
 TICKS = 40
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})\b")
@@ -311,7 +312,8 @@ class LossPanel(FramedPanel):
         self.set_look(cursor=step)
 
     def zoom(self, factor: float) -> None:
-        """Show `factor` times the steps; ends at the cursor's side when there is one."""
+        """Show `factor` times the steps; ends at the cursor's side when there is one. Drawn when
+        the points of the window have come; over a slow link, meanwhile with those at hand."""
         curves = self.screen_app.view.curves
         low, high = window_of(self.look, curves)
         ends = [points[-1].step for points in curves.values() if points]
@@ -320,8 +322,9 @@ class LossPanel(FramedPanel):
             return
         total = max(ends) - min(starts)
         window = max(MIN_WINDOW, (high - low) * factor)
-        self.set_look(window=None if window >= total and factor > 1 else window)
+        self.look = replace(self.look, window=None if window >= total and factor > 1 else window)
         self.screen_app.chart_window_changed(self.look)
+        self.set_timer(MEANWHILE_S, self.repaint)
 
     def follow(self) -> None:
         if self.look.follow:
