@@ -301,8 +301,12 @@ def _foot(axes: Axes, ticks: Sequence[Mark], left: int, width: int, glyphs: Glyp
             cells[column] = (mark.label, mark.role)
     span = axes.x_high - axes.x_low
     count = max(2, min(7, width // 16))
+    last = ""
     for index in range(count):
         text = _step_text(axes.x_low + span * index / (count - 1), span)
+        if text == last:  # a few steps only: no label twice
+            continue
+        last = text
         column = round((width - 1) * index / (count - 1))
         before = 0 if index == 0 else len(text) - 1 if index == count - 1 else len(text) // 2
         for offset, char in enumerate(text, max(0, column - before)):

@@ -35,6 +35,7 @@ from trainer_tui.tui.view import Job as JobView
 
 EVENTS_KEPT = 400
 POINTS_KEPT = 1600
+MINUTE = len("2026-11-25T02:40")
 MACHINE_KEPT = 60
 
 Touched = frozenset[Panel]
@@ -205,6 +206,8 @@ def _status(view: View, status: Status, at_s: float) -> tuple[View, Touched]:
     if old is None or not isinstance(view.link, Live):
         return new, ALL_PANELS
     touched = {Panel.HEADER, Panel.STATUS}
+    if (old.now or "")[:MINUTE] != (status.now or "")[:MINUTE]:
+        touched.add(Panel.VERSIONS)  # their ages
     if old.machine != status.machine:
         touched |= {Panel.METERS, Panel.MACHINE}
     if old.training != status.training or old.model != status.model:

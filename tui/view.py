@@ -182,6 +182,8 @@ class Job(Document, frozen=True, kw_only=True):
     error: Trouble | None = None
     val_before: float | None = None
     val_after: float | None = None
+    trained_rows: int | None = None
+    trained_tokens: float | None = None
 
 
 class Jobs(Document, frozen=True, kw_only=True):

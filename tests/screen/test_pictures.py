@@ -121,7 +121,9 @@ async def begin(app: Any, pilot: Any, prepare: Any) -> None:
         assert time.monotonic() < end_s, "never live"
         app.feed.again("disk")
         await pilot.pause(0.02)
-    if prepare is lost:
+    if prepare is lost:  # once everything has been read and painted
+        await wide_enough(app, pilot)
+        await at_rest(app, pilot)
         app.workers.cancel_group(app, "feed")
         await pilot.pause()
         app.hear(LinkChanged(Lost(since_s=960.0, attempts=4, why="connection refused"), 1000.0))

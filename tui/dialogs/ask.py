@@ -49,6 +49,20 @@ class Question(ModalScreen[str | None]):
             self.dismiss(event.character)
 
 
+class Entry(Input):
+    """An input that takes keys in the order in which they came. Textual inserts a letter at once
+    but runs a key's binding after a round through the parents: ctrl+u and a path in one packet of
+    a slow link would lose the path."""
+
+    async def on_key(self, event: events.Key) -> None:
+        found = self._bindings.key_to_bindings.get(event.key)
+        if found is not None and event.key not in ("tab", "shift+tab"):
+            event.stop()
+            event.prevent_default()
+            for binding in found:
+                await self.run_action(binding.action)
+
+
 class Prompt(ModalScreen[str | None]):
     """One line of text; enter takes it (nothing is lost by it), escape is None."""
 
@@ -69,6 +83,7 @@ class Prompt(ModalScreen[str | None]):
         if problem:
             self._body.append(f"\n{printable(problem)}", style_of("bad", palette))
         self._value = value
+        self._proposed = bool(value) and not problem  # typing replaces it; a mistake is corrected
         self._words = words
 
     def compose(self) -> ComposeResult:
@@ -76,7 +91,12 @@ class Prompt(ModalScreen[str | None]):
             box.border_title = self._title
             yield Static(self._body)
             suggester = SuggestFromList(self._words) if self._words else None
-            yield Input(self._value, max_length=1000, suggester=suggester, select_on_focus=False)
+            yield Entry(
+                self._value,
+                max_length=1000,
+                suggester=suggester,
+                select_on_focus=self._proposed,
+            )
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value.strip())

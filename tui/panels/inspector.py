@@ -37,8 +37,10 @@ def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Gl
     lines += fact_wrapped("verdict", job.summary or job.verdict, width, role)
     rejects = f", {job.rejected_rows} rejected" if job.rejected_rows else ""
     lines.append(fact("rows", f"{figures.count(job.rows)}{rejects}"))
-    supervised = figures.short_count(job.supervised_tokens)
-    lines.append(fact("tokens", f"{figures.short_count(job.tokens)}, {supervised} supervised"))
+    lines.append(fact("tokens", _tokens(job)))
+    if job.trained_rows:
+        tokens = figures.short_count(job.trained_tokens)
+        lines.append(fact("trained", f"{figures.count(job.trained_rows)} rows, {tokens} tokens"))
     lines.append(fact("size", f"{figures.size(job.bytes)}, {figures.count(job.steps)} steps"))
     if job.eta_s and len(job.eta_s) > 1 and job.state in ("processing", "waiting"):
         start = "now" if not job.eta_s[0] else f"in {figures.duration(job.eta_s[0])}"
@@ -58,6 +60,13 @@ def job_lines(job: Job, report: Mapping[str, Any] | None, width: int, glyphs: Gl
             fact("finished", f"{figures.day(job.finished_at)}, {figures.duration(job.seconds)}")
         )
     return lines + report_lines(report, width, glyphs)
+
+
+def _tokens(job: Job) -> str:
+    if not job.tokens:
+        return "not counted: no model when it came" if job.verdict == "unchecked" else "none"
+    supervised = figures.short_count(job.supervised_tokens)
+    return f"{figures.short_count(job.tokens)}, {supervised} supervised"
 
 
 def report_lines(report: Mapping[str, Any] | None, width: int, glyphs: Glyphs) -> list[Line]:

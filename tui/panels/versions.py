@@ -11,9 +11,13 @@ from trainer_tui.tui.view import Panel, Version, View
 
 
 def age_of(version: Version, view: View) -> str:
+    """As of the last whole minute, so that a still screen stays still."""
     made = figures.parse_time(version.created_at)
     now = figures.parse_time(view.status.now if view.status else None)
-    return figures.coarse((now - made).total_seconds()) if made and now else figures.UNKNOWN
+    if made is None or now is None:
+        return figures.UNKNOWN
+    seconds = (now - made).total_seconds()
+    return "now" if seconds < 60 else figures.coarse(seconds)
 
 
 def mark(version: Version, glyphs: Glyphs, live: int | None) -> tuple[str, str]:
