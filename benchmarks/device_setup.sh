@@ -6,6 +6,10 @@ wheels=${1:-.whl}
 rooms=$(mktemp -d)
 mkdir -p "$rooms/trainer_tui"
 for room in engine data safety queue versions daemon tui; do ln -s "$PWD/$room" "$rooms/trainer_tui/$room"; done
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+mkdir -p "$rooms/trainer_tui-$version.dist-info"
+printf 'Metadata-Version: 2.1\nName: trainer-tui\nVersion: %s\n' "$version" \
+    >"$rooms/trainer_tui-$version.dist-info/METADATA"
 if ls "$wheels"/*.whl >/dev/null 2>&1; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
         --target "$rooms" "$wheels"/*.whl

@@ -32,7 +32,6 @@ from trainer_tui.safety.errors import TrainerTuiError
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.tui.client import Client
 
-PATIENCE_S = 600.0
 LARGE_MEGABYTES = 2000
 SETTINGS = """
 max_length = 256
@@ -69,13 +68,21 @@ class Shape:
 SMALL, LARGE = Shape(768, 2304, 12, 4, 64), Shape(2048, 6144, 16, 8, 128)
 
 
+class Patience:
+    limit_s = 600.0  # for one wait
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument(
+        "--patience", type=float, default=Patience.limit_s, help="seconds for one step"
+    )
     parser.add_argument("--write", metavar="NAME", default="")
     wanted = parser.parse_args()
+    Patience.limit_s = wanted.patience
     with tempfile.TemporaryDirectory(dir=wanted.folder, prefix="versions-restore-") as place:
         table = measure(Workspace(Path(place) / "ws"), wanted.megabytes, wanted.rounds)
     print(table)
@@ -107,18 +114,18 @@ def build(folder: Path, megabytes: int) -> None:
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + Patience.limit_s
     while time.monotonic() < deadline_s:
         if found := what():
             return found
         time.sleep(0.02)
-    raise SystemExit(f"not within {PATIENCE_S:.0f} s")
+    raise SystemExit(f"not within {Patience.limit_s:.0f} s")
 
 
 def measure(workspace: Workspace, megabytes: int, rounds: int) -> str:
     """Serve the workspace, go back `rounds` times, and return the table as Markdown."""
     card = _card()
-    tokens, count = (2048, 60_000) if card else (256, 6_000)
+    tokens, count = (1024, 30_000) if card else (256, 6_000)
     workspace.root.mkdir()
     sizes = f"pack_tokens = {tokens}\ntokens_per_step = {tokens}\n"
     workspace.config_file.write_text(sizes + SETTINGS)
@@ -139,10 +146,12 @@ def measure(workspace: Workspace, megabytes: int, rounds: int) -> str:
         return _table(Client(workspace.socket), workspace, rounds, card)
     except BaseException:
         print((workspace.root / "daemon.out").read_text()[-4000:])
+        for path in workspace.logs.rglob("trainer*"):
+            print(path, path.read_text()[-3000:])
         raise
     finally:
         daemon.send_signal(signal.SIGTERM)
-        daemon.wait(PATIENCE_S)
+        daemon.wait(Patience.limit_s)
 
 
 class Watch:
@@ -219,7 +228,19 @@ def _table(client: Client, workspace: Workspace, rounds: int, card: str) -> str:
             return 0  # it is starting
 
     def further(than: int) -> int:
-        return int(wait_for(lambda: (now := step()) > than and now))
+        told_s = time.monotonic()
+
+        def there() -> int:
+            nonlocal told_s
+            now = step()
+            if time.monotonic() - told_s > 10:  # a first start compiles for a while: say so
+                told_s = time.monotonic()
+                training = client.get("/v1/status")["training"]
+                seen = ("state", "reason", "phase", "phase_age_s", "global_step")
+                print({name: training[name] for name in seen}, flush=True)
+            return now if now > than else 0
+
+        return int(wait_for(there))
 
     created, replied, stepping, per_step = [], [], [], []
     phases: list[dict[str, float]] = []

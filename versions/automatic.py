@@ -38,7 +38,7 @@ def due(sealed: Manifest, versions: Iterable[Version], policy: Versioning) -> st
 def _new_best(sealed: Manifest, versions: list[Version]) -> str | None:
     """Against versions measured with the same set; the first of a set begins a new best."""
     found = figure_of(sealed)
-    if found is None or found.step == 0:  # measured before the first step: nothing was learnt
+    if found is None or found.step != sealed.global_step:  # it is the figure of another state
         return None
     rivals = [v.figure for v in versions if v.state == "ok" and v.figure is not None]
     same = [rival.loss for rival in rivals if rival.set_id == found.set_id]

@@ -469,6 +469,7 @@ def test_a_new_best_is_better_on_the_same_set(house):
         return text
 
     assert due(10, 9.0, 0, "small") is None  # of the untrained
+    assert due(50, 2.0, 49, "small") is None  # of a state that was not committed
     assert due(100, 2.0, 100, "small").startswith("best so far: 2.0000")
     assert due(200, 2.1, 200, "small") is None
     assert due(300, 3.0, 300, "large").startswith("best so far on a new validation set: 3.0000")

@@ -99,7 +99,11 @@ def plain(value: Any) -> str:
 def _size(version: dict[str, Any]) -> str:
     text = columns.size(version.get("bytes"))
     own = version.get("exclusive_bytes")
-    return text if own is None else f"{text}, {columns.size(own)} of it shared with nothing else"
+    if own is None:
+        return text
+    if own >= (version.get("bytes") or 0):
+        return f"{text}, shared with nothing else"
+    return f"{text}, {columns.size(own)} of it shared with nothing else"
 
 
 def _taught(title: str, files: list[dict[str, Any]], impact: dict[str, Any] | None) -> list[str]:
