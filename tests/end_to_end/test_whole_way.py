@@ -197,3 +197,15 @@ def test_a_stop_file_ends_the_daemon_once(person: Person, chats: dict[str, bytes
     assert person.jobs()["a.jsonl"]["state"] == "processing"
     person.types("resume")
     person.waits(lambda: person.jobs()["a.jsonl"]["state"] == "completed", 120)
+
+
+def test_keys_are_listed_by_the_name_that_rebinds_them(person: Person) -> None:
+    listed = person.types("keys").stdout
+    names = {line.split()[0]: line for line in listed.splitlines()}
+    assert " p " in names["pause"]
+    settings = person.root / "config.toml"
+    mine = '[screen.keys]\npause = "ctrl+g"\nno_such = "x"'
+    settings.write_text(settings.read_text().replace("[screen.keys]", mine))
+    rebound = person.types("keys", check=False)
+    assert rebound.returncode == 1 and "no_such" in rebound.stderr
+    assert "ctrl+g" in next(line for line in rebound.stdout.splitlines() if line[:6] == "pause ")

@@ -1,7 +1,8 @@
-"""Verbs that work without a daemon: init, validate, doctor, demo, logs, watch, plot, bench."""
+"""Verbs that work without a daemon: workspace, files, logs, charts, keys and measuring."""
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from trainer_tui.tui.context import context, print_json, run_module
 
 
 def register(app: typer.Typer) -> None:
-    for verb in (init, validate, doctor, demo, logs, watch, plot, bench):
+    for verb in (init, validate, doctor, demo, logs, watch, plot, bench, keys):
         app.command()(verb)
 
 
@@ -119,3 +120,21 @@ def bench() -> None:
     raise typer.Exit(
         run_module("trainer_tui.engine.bench", "--workspace", str(context.workspace.root))
     )
+
+
+def keys() -> None:
+    """Every action of the screen with its keys, as [screen.keys] has them."""
+    from trainer_tui.safety.config import load
+    from trainer_tui.tui import actions
+
+    table, problems = actions.by_key(load(context.workspace.config_file).screen.keys)
+    of_action: dict[str, list[str]] = {}
+    for key, there in table.items():
+        for action in there:
+            of_action.setdefault(action.id, []).append(key)
+    for action in actions.ACTIONS:
+        where = f" (in {action.scope.value})" if action.scope else ""
+        print(f"{action.id:<20} {' '.join(of_action.get(action.id, [])):<18} {action.help}{where}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    raise typer.Exit(1 if problems else 0)
