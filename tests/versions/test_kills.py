@@ -95,16 +95,19 @@ BEFORE: dict[str, Callable[[VersionStore], object]] = {
 
 
 class FailAt:
-    """Observer: operation number `index` fails with an I/O error, the others do not."""
+    """Observer: operation number `index` fails, the others do not; with `for_good`, every one
+    from there on that would need a block of the disk."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self, index: int, code: int = errno.EIO, *, for_good: bool = False) -> None:
+        self.index, self.code, self.for_good = index, code, for_good
         self.count = 0
 
     def __call__(self, operation: str, path: Path) -> None:
         self.count += 1
-        if self.count == self.index + 1:
-            raise OSError(errno.EIO, f"injected before {operation}", str(path))
+        needs_room = operation in ("create", "mkdir", "share", "fsync")
+        late = self.for_good and self.count > self.index and needs_room
+        if late or (self.count == self.index + 1 and not self.for_good):
+            raise OSError(self.code, f"injected before {operation}", str(path))
 
 
 def operations_of(act: str, house) -> list[str]:
@@ -321,6 +324,31 @@ def test_a_full_disk_is_a_sentence_and_changes_nothing(build, small_disk, act):
     filler.unlink()
     ACTS[act](house.store)
     assert_sound(house, act, before)
+
+
+@pytest.mark.parametrize("act", ["restore", "rollback", "restore-emergency", "create"])
+def test_a_disk_that_fills_up_at_any_point_is_a_sentence_and_loses_nothing(build, act):
+    """Also in the middle of the emergency backup, and after it: the current model is the old one,
+    whole; and once there is room it works."""
+    street = Street(build, act)
+    operations = operations_of(act, street.house())
+    if act != "create":
+        names = [name for name in operations if "ORIGIN.json" in name or "e002" in name]
+        assert len(names) > 3, "the emergency backup is among what is tried"
+    for index in range(len(operations)):
+        house = street.house()
+        before, shelf_before = house.newest(), house.store.list()
+        with durable.observed(FailAt(index, errno.ENOSPC, for_good=True)):
+            try:
+                ACTS[act](house.store)
+            except TrainerTuiError as problem:
+                assert "the disk is full" in problem.message and problem.hint
+            else:
+                continue  # what was left to do needed no room
+        assert house.newest().manifest == before.manifest
+        assert [v.name for v in house.store.list()] == [v.name for v in shelf_before]
+        assert_sound(house, act, before)
+        repeat(house, act)
 
 
 def test_a_full_second_disk_stops_the_backup_and_the_next_goes_on(house, small_disk):
