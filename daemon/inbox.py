@@ -12,6 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from watchfiles import Change, awatch
@@ -173,6 +174,10 @@ class Inbox:
         except Duplicate as duplicate:
             await self._set_duplicate_aside(candidate, duplicate)
             return True
+        except OSError as problem:
+            why = f"the disk does not take it: {problem.strerror}"
+            self._put_off(candidate, Reply(False, error_class="disk", message=why))
+            return False
         await asyncio.to_thread(intake.remove_original, candidate.path, job)
         self._say_taken(job)
         return True
@@ -248,16 +253,24 @@ class Inbox:
         return job
 
     async def _admit(self, reply: Reply, priority: str, *, again: bool, added_by: str) -> Job:
-        staged = Path(reply.staged)
+        wish = partial(
+            admit, staged=Path(reply.staged), priority=priority, again=again, added_by=added_by
+        )
+        return await self._desk.ask(wish)
 
-        def admit(queue: Queue) -> Job:
-            try:
-                return queue.admit(staged, priority, added_by=added_by, again=again)
-            except Duplicate:
-                queue.discard(staged)
-                raise
 
-        return await self._desk.ask(admit)
+def admit(queue: Queue, staged: Path, priority: str, *, again: bool, added_by: str) -> Job:
+    """Make it a job, or leave nothing behind: the file is taken again when the disk is well.
+
+    Raises:
+        Duplicate.
+        OSError: the disk.
+    """
+    try:
+        return queue.admit(staged, priority, added_by=added_by, again=again)
+    except (Duplicate, OSError):
+        queue.discard(staged)
+        raise
 
 
 def _may_be_a_file(change: Change, path: str) -> bool:

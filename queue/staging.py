@@ -134,7 +134,11 @@ def check(workspace: Workspace, job: Path, context: Context, memory: Memory) -> 
 
 def _new_folder(workspace: Workspace) -> Path:
     folder = workspace.queue / f"{durable.STAGING_PREFIX}{secrets.token_hex(8)}"
-    durable.make_directory(folder)
+    try:
+        durable.make_directory(folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 

@@ -110,8 +110,11 @@ class Queue(QueueMoves):
             if failed:
                 _name_the_job(staged, job_id)
             durable.sync_directory(staged)
-            durable.rename(staged, self.path(job))
-            self._note(job)
+            try:
+                durable.rename(staged, self.path(job))
+            finally:
+                if not staged.exists():  # also when only its fsync failed: it is a job
+                    self._note(job)
             if meta.file_sha256 and not failed:
                 self._remember(meta.file_sha256, job_id)
             return job

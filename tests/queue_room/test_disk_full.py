@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer_tui.daemon.inbox import admit
 from trainer_tui.queue.intake import recover, remove_original
 from trainer_tui.queue.job import JobError
 from trainer_tui.queue.report import Context
@@ -72,7 +73,7 @@ def clear(filler: Path) -> None:
 def whole_way(workspace: Workspace, context: Context, path: Path) -> None:
     queue = Queue(workspace)
     staged = stage(workspace, Order(path), context)
-    job = queue.admit(staged.folder, "normal")
+    job = admit(queue, staged.folder, "normal", again=False, added_by="inbox")
     remove_original(path, job)
     queue.claim_next(NOW)
     queue.fail(job.id, JobError(error_class="data_error", message="no"))
@@ -99,6 +100,8 @@ def test_a_full_disk_at_any_phase_loses_and_doubles_nothing(
         except OSError:
             refused += 1
         clear(filler)
+        left = list(small.queue.glob(".staging-*"))
+        assert not left, "whoever is refused leaves no copy on the full disk"
         queue = Queue(small)
         recover(small, queue.jobs())
         assert not queue.findings and queue.reconcile() == []

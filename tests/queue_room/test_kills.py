@@ -6,6 +6,9 @@ durable operation, for every n. Then a new process's first steps are done here a
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import os
 import shutil
 import tempfile
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer_tui.daemon.inbox import admit
 from trainer_tui.queue.intake import Inbox, recover, remove_original
 from trainer_tui.queue.job import JobError
 from trainer_tui.queue.report import Context
@@ -23,6 +27,7 @@ from trainer_tui.queue.staging import Order, stage
 from trainer_tui.queue.store import Queue
 from trainer_tui.safety import durable
 from trainer_tui.safety.config import Config
+from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.workspace import QUEUE_FOLDERS, Workspace
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -159,6 +164,47 @@ def test_a_file_is_never_lost_or_doubled_on_its_way_through_the_queue(
         assert not any(path.is_file() for path in workspace.inbox.iterdir())
 
     assert every_kill(prepare, act, check) > 50
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_an_operation_that_fails_leaves_nothing_behind_and_the_file_is_taken_later(
+    number: int, fresh: Callable[[], Workspace], context: Context, toys
+) -> None:
+    """The disk refuses the n-th operation, for every n; the daemon lives and tries again."""
+    data = "\n".join(toys.files[0].lines[:3]).encode()
+
+    def take(workspace: Workspace, queue: Queue, path: Path) -> None:
+        staged = stage(workspace, Order(path), context)
+        job = admit(queue, staged.folder, "normal", again=False, added_by="inbox")
+        remove_original(path, job)
+
+    for operation in itertools.count(1):
+        workspace = fresh()
+        queue, path = Queue(workspace), workspace.inbox / "a.jsonl"
+        path.write_bytes(data)
+        sha256, done = durable.hash_file(path), 0
+
+        def observe(name: str, path: Path) -> None:
+            nonlocal done
+            done += 1
+            if done == operation:  # noqa: B023 - called at once
+                raise OSError(number, os.strerror(number))
+
+        with contextlib.suppress(OSError), durable.observed(observe):
+            take(workspace, queue, path)
+        assert not list(workspace.queue.glob(".staging-*")), f"left behind by operation {operation}"
+        for _ in range(2):  # what the daemon does next; a job whose original stays is known as that
+            if path.exists():
+                with contextlib.suppress(Refused):
+                    take(workspace, queue, path)
+        queue = Queue(workspace)
+        recover(workspace, queue.jobs())
+        assert not queue.findings
+        (place,) = places_of(workspace, sha256)
+        assert place.startswith("normal/"), (operation, place)
+        if done < operation:
+            break  # there is no such operation: it went through
+    assert operation > 20
 
 
 def test_an_attempt_is_on_disk_before_the_job_can_start(
