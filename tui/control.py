@@ -31,7 +31,7 @@ from trainer_tui.tui.panels.card import Card
 from trainer_tui.tui.panels.events import EventsPanel
 from trainer_tui.tui.panels.extra import ExtraChart
 from trainer_tui.tui.panels.footer import Footer
-from trainer_tui.tui.panels.header import Header
+from trainer_tui.tui.panels.header import Header, window_title
 from trainer_tui.tui.panels.inspector import InspectorPanel
 from trainer_tui.tui.panels.loss import Look, LossPanel, window_of
 from trainer_tui.tui.panels.machine import MachinePanel
@@ -48,6 +48,7 @@ from trainer_tui.tui.view import (
     Lost,
     Panel,
     ScreenSettings,
+    Step,
     View,
 )
 
@@ -59,6 +60,7 @@ DISK_TICKS = 60  # how often the disk's forecast is read
 BURST_S = 0.012
 WIDEST = 190  # columns from which the second chart is shown
 REST_S = 0.15
+STEPS_WAITING = 64  # of a flood no more than these wait for the next painting
 MOUSE_QUIET = "\x1b[?1003l\x1b[?1002h"
 MOUSE_OFF = "\x1b[?1003l\x1b[?1002l\x1b[?1000l"
 
@@ -115,7 +117,8 @@ class TrainerApp(Stage):
         self._written_before = 0
         self._ticks = 0
         self._touched: set[Panel] = set()
-        self._steps: list[news.StepsCame] = []
+        self._steps: list[Step] = []
+        self._steps_at_s = 0.0
         self._soon = False
         self._notice_until_s = 0.0
         self._keys, _ = table.by_key({})
@@ -163,7 +166,10 @@ class TrainerApp(Stage):
     def hear(self, item: news.News) -> None:
         """Take news in. Steps wait for the next tick; the rest is painted soon."""
         if isinstance(item, news.StepsCame):
-            self._steps.append(item)
+            self._steps.extend(item.steps)
+            self._steps_at_s = item.at_s
+            if len(self._steps) >= STEPS_WAITING:
+                self._take_steps()
             return
         if isinstance(item, news.SettingsCame):
             self._take_settings(item.settings)
@@ -216,11 +222,7 @@ class TrainerApp(Stage):
         self._ticks += 1
         self._leave_if_alone()
         if self._steps:
-            steps = tuple(step for item in self._steps for step in item.steps)
-            last = self._steps[-1].at_s
-            self._steps.clear()
-            self.view, touched = news.reduce(self.view, news.StepsCame(steps, last))
-            self._touched |= touched
+            self._take_steps()
         if self._ticks % 10 == 0:
             self.bytes_per_s = (self._written - self._written_before) / (10 * PAINT_S)
             self._written_before = self._written
@@ -230,6 +232,12 @@ class TrainerApp(Stage):
             self.statusline.notice = None
         self._touched.add(Panel.STATUS)
         self._paint()
+
+    def _take_steps(self) -> None:
+        came = news.StepsCame(tuple(self._steps), self._steps_at_s)
+        self._steps.clear()
+        self.view, touched = news.reduce(self.view, came)
+        self._touched |= touched
 
     def _paint(self) -> None:
         """Repaint what was touched, in one frame."""
@@ -365,10 +373,8 @@ class TrainerApp(Stage):
 
     def toggle_mouse(self) -> None:
         self._mouse(not self.mouse_on)
-        self.say(
-            f"mouse {'on' if self.mouse_on else 'off: the terminal selects; m brings it back'}",
-            "dim",
-        )
+        words = "on" if self.mouse_on else "off: the terminal selects; m brings it back"
+        self.say(f"mouse {words}", "dim")
 
     def toggle_theme(self) -> None:
         self.palette = "light" if self.palette == "dark" else "dark"
@@ -382,14 +388,6 @@ class TrainerApp(Stage):
 
     def _count_bytes(self, count: int) -> None:
         self._written += count
-
-
-def window_title(view: View) -> str:
-    """`training · gpubox`: short, and still from one step to the next."""
-    if isinstance(view.link, Lost):
-        return "daemon lost · trainer-tui"
-    host = view.status.daemon.host if view.status else ""
-    return f"{view.training.state} · {host or 'trainer-tui'}"
 
 
 def looks_pasted(characters: list[str]) -> bool:

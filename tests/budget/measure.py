@@ -56,6 +56,7 @@ class Terminal:
         # An installed program has its byte code; a checkout may be told not to write any.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "screen-byte-code")
+        self.cwd = cwd
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, cwd=cwd, env=environment,
@@ -119,7 +120,9 @@ def key_to_paint_ms(terminal: Terminal, presses: int = 20) -> float:
 
 
 @contextmanager
-def attached(columns: int, rows: int, still: bool = False, jobs: int = 0) -> Iterator[Terminal]:
+def attached(
+    columns: int, rows: int, still: bool = False, jobs: int = 0, hurry: int = 0
+) -> Iterator[Terminal]:
     """A screen of that size on a terminal of its own, attached to a fake daemon."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -127,6 +130,7 @@ def attached(columns: int, rows: int, still: bool = False, jobs: int = 0) -> Ite
         (root / "config.toml").write_text("")
         socket = root / "state" / "api.sock"
         extra = ["--still"] if still else []
+        extra += ["--hurry", str(hurry)] if hurry else []
         daemon = subprocess.Popen(
             [sys.executable, str(FAKE), str(socket), "--jobs", str(jobs), *extra]
         )

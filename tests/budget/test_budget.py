@@ -13,15 +13,20 @@ import pytest
 SLACK = 3.0
 
 
-@pytest.fixture(scope="module")
-def measure() -> Any:
-    path = Path(__file__).with_name("measure.py")
-    spec = importlib.util.spec_from_file_location("screen_measure", path)
+def load(name: str) -> Any:
+    """A module beside this file; `measure` under its own name, for `day` imports it."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["screen_measure"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def measure() -> Any:
+    return load("measure")
 
 
 def test_training_at_80x24_costs_little(measure: Any) -> None:
@@ -35,6 +40,15 @@ def test_training_at_80x24_costs_little(measure: Any) -> None:
 
 def test_nothing_changing_writes_nothing(measure: Any) -> None:
     assert measure.measure(120, 40, 2.0, still=True).bytes_per_s == 0
+
+
+def test_memory_is_flat_over_compressed_hours(measure: Any) -> None:
+    """Six hours of news in some seconds: once the curves and the events are full, what comes
+    adds next to nothing. (`day.py` does the whole day.)"""
+    samples = load("day").watch(120, 40, 6 * 3600)
+    full = next(found for found in samples if found.second >= 3.5 * 3600)
+    assert samples[-1].uss_mb - full.uss_mb < 3.0, samples
+    assert samples[-1].rss_mb <= SLACK * 60
 
 
 def test_a_terminal_that_is_gone_ends_the_screen(measure: Any) -> None:

@@ -457,11 +457,48 @@ class FakeServer:
         self.stop()
 
 
+def hurry(state: FakeDaemon, seconds: int, progress: Path) -> None:
+    """So many seconds of training as fast as they are taken: a step each second, a status every
+    10 s, an event every 20 s, a validation every 500 s, a queue that changes every minute. How far
+    it is stands in `progress`."""
+    while not state.listeners:
+        time.sleep(0.01)
+    for second in range(seconds):
+        state.step += 1
+        figures = {
+            "learning_rate": 2e-4,
+            "grad_norm": 0.8 + 0.1 * state.random.random(),
+            "tokens_per_s": 41_000.0 + second % 900,
+            "supervised_tokens_per_s": 23_000.0,
+        }
+        loss = loss_at(state.step) + state.random.gauss(0, 0.035)
+        state.publish("step", {"step": state.step, "loss": loss, "at": NOW, **figures})
+        if second % 10 == 0:
+            state.wobble()
+            state.told()
+        if second % 20 == 0:
+            state.said("info", "job", f"something of every day at step {state.step}, in some words")
+            del state.events[1000:]
+        if second % 500 == 0:
+            found = {"step": state.step, "series": "val_loss", "loss": loss, "rows": 200}
+            state.publish("evaluated", {**found, "whole": True, "at": NOW})
+        if second % 60 == 0:
+            changed = [job | {"summary": f"ok, {second} rejects"} for job in state.jobs[1:4]]
+            state.publish("jobs", {"revision": state.revision, "changed": changed, "removed": []})
+        del state.log[:-100]
+        while max((waiting.qsize() for waiting in state.listeners), default=0) > 200:
+            time.sleep(0.005)
+        if second % 200 == 0:
+            progress.write_text(str(second))
+    progress.write_text(str(seconds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("socket", type=Path)
     parser.add_argument("--jobs", type=int, default=0)
     parser.add_argument("--still", action="store_true", help="nothing ever changes")
+    parser.add_argument("--hurry", type=int, default=0, help="seconds of training, compressed")
     given = parser.parse_args()
     state = FakeDaemon()
     if given.jobs:
@@ -472,6 +509,9 @@ def main() -> None:
     server = FakeServer(given.socket, state).start()
     count = 0
     try:
+        if given.hurry:
+            hurry(state, given.hurry, given.socket.with_name("progress"))
+            given.still, state.state = True, "idle"
         while True:
             time.sleep(0.78)
             count += 1

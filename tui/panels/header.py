@@ -107,6 +107,14 @@ def _spread(parts: list[tuple[str, str, int]], width: int) -> Row:
     return line.row(width)
 
 
+def window_title(view: View) -> str:
+    """`training · gpubox`: short, and still from one step to the next."""
+    if isinstance(view.link, Lost):
+        return "daemon lost · trainer-tui"
+    host = view.status.daemon.host if view.status else ""
+    return f"{view.training.state} · {host or 'trainer-tui'}"
+
+
 class Header(Canvas):
     warns = True
 

@@ -27,7 +27,8 @@ def sample_words(view: View, now_s: float) -> Part:
         return ("live", "good") if resting else ("live, no sample yet", "dim")
     seconds = now_s - view.sample_at_s
     if state not in ("training", "evaluating", "saving"):
-        return f"live, sample {figures.age(seconds)}", "good"
+        # By the minute, so that a still screen stays still.
+        return f"live, sample {figures.age(seconds)}" if seconds >= 60 else "live", "good"
     role = "good" if seconds < 30 else "warn" if seconds < 300 else "bad"
     return f"live, {figures.age(seconds)}", role
 
