@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -300,6 +301,31 @@ def test_a_clock_that_jumps_changes_nothing_about_what_is_kept(build, moved):
     assert house.newest().folder.name == "checkpoint-500"
     kept = {version.number for version in house.store.list()}
     assert {4, 5} <= kept and all(path.exists() for path in before.keep)
+
+
+def test_a_clock_that_goes_back_an_hour_at_every_look_during_retention_loses_nothing(build):
+    """Over midnight, too: the days of versions are counted, never compared with now."""
+    hours = iter(range(1000))
+
+    def now() -> str:
+        return (
+            datetime(2026, 11, 25, 0, 30, tzinfo=UTC) - timedelta(hours=next(hours))
+        ).isoformat()
+
+    house = build(now)
+    for step in (100, 200, 300, 400, 500):
+        house.store.create(house.checkpoint(step, validation=step / 100, measured=(step, "s")), "")
+    house.store.pin(2)
+    house.store.delete(3)
+    policy = small_policy(daily_days=1, best_versions=1)
+    for _ in range(5):
+        keeping.apply(house.workspace, policy, now)
+    assert names(house) == ["checkpoint-100", "checkpoint-400", "checkpoint-500"]  # 100: the best
+    assert {version.number for version in house.store.list()} == {1, 2, 4, 5}
+    assert [entry.note.name[:4] for entry in house.store.trashed()] == ["v003"]
+    assert house.store.undelete(3).state == "ok"
+    assert all(house.store.verify(version.number).ok for version in house.store.list())
+    assert house.newest().folder.name == "checkpoint-500"
 
 
 def test_emergency_backups_have_their_own_limit(house):
