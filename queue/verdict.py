@@ -74,7 +74,8 @@ def _blocks(tally: Tally, facts: Facts, intake: config.Intake) -> list[Reason]:
     if tally.secrets:
         first = tally.secrets[0]
         message = (
-            f"{len(tally.secrets)} rows hold secrets, first in line {first.line}: {first.kind}"
+            f"{_rows(len(tally.secrets), 'holds', 'hold')} secrets, first in line "
+            f"{first.line}: {first.kind}"
         )
         found.append(Reason("block", "secrets", message, f"remove them, or: {ACCEPT}"))
     return found
@@ -104,9 +105,14 @@ def _length_blocks(tally: Tally, facts: Facts, intake: config.Intake, valid: int
         )
         found.append(Reason("block", "lost_tokens", message, hint))
     if tally.unsupervised:
-        message = f"{tally.unsupervised} rows would train no token at all"
+        message = f"{_rows(tally.unsupervised)} would train no token at all"
         found.append(Reason("block", "unsupervised", message, f"look at them, or: {ACCEPT}"))
     return found
+
+
+def _rows(count: int, one: str = "", many: str = "") -> str:
+    """`1 row repeats`, `3 rows repeat`."""
+    return f"1 row {one}".rstrip() if count == 1 else f"{count} rows {many}".rstrip()
 
 
 def _too_many(count: int, of: int, share: float) -> bool:
@@ -130,29 +136,33 @@ def _warnings(tally: Tally, facts: Facts) -> list[Reason]:
     found = []
     if 0 < tally.invalid < tally.rows:
         found.append(
-            Reason("warn", "rejects", f"{tally.invalid} rows are invalid and stay out of training")
+            Reason(
+                "warn", "rejects", f"{_rows(tally.invalid, 'is', 'are')} invalid, out of training"
+            )
         )
     if tally.over_length:
-        what = {"drop": "stay out", "truncate": "are cut", "split_turns": "are split"}
-        message = f"{tally.over_length} rows are too long and {what[facts.long_rows]}"
+        what = {"drop": "out of training", "truncate": "cut", "split_turns": "split"}
+        message = f"{_rows(tally.over_length, 'is', 'are')} too long: {what[facts.long_rows]}"
         found.append(Reason("warn", "long_rows", message))
     if facts.duplicates:
-        message = f"{facts.duplicates} rows repeat others of the file"
+        message = f"{_rows(facts.duplicates, 'repeats', 'repeat')} others of the file"
         found.append(Reason("warn", "duplicates", message))
     if facts.trained_before:
-        message = f"{facts.trained_before} rows were trained before in other files"
+        message = f"{_rows(facts.trained_before, 'was', 'were')} trained before in other files"
         found.append(Reason("warn", "trained_before", message))
     if tally.in_validation:
-        message = f"{tally.in_validation} rows are in the validation set and stay out of training"
+        message = f"{_rows(tally.in_validation)} of the validation set, out of training"
         found.append(Reason("warn", "in_validation", message))
     if facts.conflicts:
         message = f"{facts.conflicts} prompts have more than one answer"
         found.append(Reason("warn", "conflicts", message))
     if tally.control_rows:
-        message = f"{tally.control_rows} rows hold the template's control tokens in their text"
+        message = (
+            f"{_rows(tally.control_rows, 'holds', 'hold')} the template's control tokens as text"
+        )
         found.append(Reason("warn", "control_tokens", message, "they act as real ones"))
     if tally.double_bos_rows:
-        message = f"{tally.double_bos_rows} rows begin with two start tokens"
+        message = f"{_rows(tally.double_bos_rows, 'begins', 'begin')} with two start tokens"
         found.append(Reason("warn", "double_bos", message, "remove the one in the rows' text"))
     if not facts.tokenised:
         message = "tokens were not counted: there is no usable model folder"
@@ -163,12 +173,12 @@ def _warnings(tally: Tally, facts: Facts) -> list[Reason]:
 def _notes(tally: Tally) -> list[Reason]:
     found = []
     if tally.injected_rows:
-        message = f"the template adds a think block to {tally.injected_rows} rows; not trained"
+        message = f"the template adds a think block to {_rows(tally.injected_rows)}; not trained"
         found.append(Reason("note", "injected", message))
     if tally.per_turn_rows:
         message = (
-            f"{tally.per_turn_rows} rows become one example for each answer, because the template "
-            "rewrites earlier turns"
+            f"{_rows(tally.per_turn_rows, 'becomes', 'become')} one example for each answer: "
+            "the template rewrites earlier turns"
         )
         found.append(Reason("note", "per_turn", message))
     return found
