@@ -66,6 +66,13 @@ class Table:
             with RAW.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
 
+    def count(self, scenario: str, test: str, runs: int, survived: int) -> None:
+        """Runs that another process made."""
+        row = self.rows.setdefault(scenario, Row())
+        row.command = f"pytest --torture tests/torture -k {test}"
+        row.runs += runs
+        row.survived += survived
+
     def keep(self) -> None:
         """Replace the rows of the scenarios that ran; leave the others as they are."""
         text = PAGE.read_text()
