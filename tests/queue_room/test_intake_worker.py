@@ -74,7 +74,7 @@ def test_files_of_every_kind_get_their_answer_from_one_worker(
     assert parquet["verdict"] == "block" and "parquet" in parquet["meta"]["summary"]
     assert ask(put("b.parquet", b"PAR1"), keep_original=True)["class"] == "data_error"
     array = queue.admit(Path(ask(put("a.json", b"[\n{}]"))["staged"]), "low")
-    assert array.state == "failed" and "jq -c" in queue.error(array).hint
+    assert array.state == "failed" and "json.load" in queue.error(array).hint
     rejects = ask(put("some.jsonl", rows + b"\nno"))
     lines = (Path(rejects["staged"]) / "rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in lines] == [31]
