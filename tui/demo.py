@@ -32,7 +32,7 @@ MARK = ".trainer-tui-demo"  # only a folder with this file is ever removed by a 
 SEED = 7
 ROWS = 1000
 LATE_S = 20.0  # some files come later, so that one sees them flow
-LIMIT_S = 900.0
+LIMIT_S = 900.0  # for so many rows; more rows have more time
 SETTINGS: dict[str, Any] = {
     "model_name": "demo/tiny-qwen3",
     "tokens_per_step": 2048,
@@ -73,7 +73,7 @@ def run(folder: Path, *, headless: bool, rows: int = ROWS) -> int:
         base = _exact_match(space, root / "models" / "base") if headless else None
         ensure_daemon(space)
         if headless:
-            return _follow(space, chats, base)
+            return _follow(space, chats, base, LIMIT_S * max(1.0, rows / ROWS))
         threading.Thread(target=_feed, args=(space, chats), daemon=True).start()
     from trainer_tui.tui import app as screen
 
@@ -141,13 +141,15 @@ def _feed(space: Workspace, chats: list[Chat]) -> None:
         _drop(space, chat)
 
 
-def _follow(space: Workspace, chats: list[Chat], base: dict[str, Any] | None) -> int:
+def _follow(
+    space: Workspace, chats: list[Chat], base: dict[str, Any] | None, limit_s: float
+) -> int:
     """Print progress until every file is trained; then the summary. Exit code."""
     client = Client(space.socket)
     feeder = threading.Thread(target=_feed, args=(space, chats), daemon=True)
     feeder.start()
     started, shown = time.monotonic(), ""
-    while time.monotonic() - started < LIMIT_S:
+    while time.monotonic() - started < limit_s:
         time.sleep(0.5)
         try:
             status = client.get("/v1/status")
@@ -159,7 +161,7 @@ def _follow(space: Workspace, chats: list[Chat], base: dict[str, Any] | None) ->
         done = [job for job in jobs if job["state"] in ("completed", "failed")]
         if not feeder.is_alive() and len(done) >= len(chats):
             return _summary(space, client, done, base, time.monotonic() - started)
-    print(f"not done after {LIMIT_S:g} s; see {space.logs}", file=sys.stderr)
+    print(f"not done after {limit_s:g} s; see {space.logs}", file=sys.stderr)
     _end_daemon(space)
     return 1
 

@@ -28,9 +28,15 @@ def wrapped(sequence: str, environment: Mapping[str, str]) -> str:
 
 
 def osc52(text: str, environment: Mapping[str, str]) -> str:
-    """Puts `text` on the clipboard of the reader's terminal, also over SSH."""
+    """Puts `text` on the clipboard of the reader's terminal, also over SSH.
+
+    In tmux twice: bare, which it takes with `set-clipboard on`, and wrapped, which it passes on
+    with `allow-passthrough on`; what it does not take it drops.
+    """
     packed = base64.b64encode(text.encode()).decode()
-    return wrapped(f"\x1b]52;c;{packed}\x07", environment)
+    bare = f"\x1b]52;c;{packed}\x07"
+    outside = wrapped(bare, environment)
+    return bare + outside if environment.get("TMUX") else outside
 
 
 def title(text: str) -> str:

@@ -48,11 +48,15 @@ class Cost:
 class Terminal:
     """A process on a pseudo-terminal of a given size; `output` is all it has written."""
 
-    def __init__(self, command: list[str], columns: int, rows: int, cwd: Path) -> None:
+    def __init__(
+        self, command: list[str], columns: int, rows: int, cwd: Path, *,
+        background: bytes = b"rgb:1616/1a1a/2222", environment: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        environment.pop("NO_COLOR", None)
+        mine = {"TERM": "xterm-256color", "COLORTERM": "truecolor", **(environment or {})}
+        environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | mine
+        self._background = background
         # An installed program has its byte code; a checkout may be told not to write any.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "screen-byte-code")
@@ -78,7 +82,8 @@ class Terminal:
                 break
             self.output += chunk
             if b"\x1b[c" in chunk:
-                os.write(self.master, b"\x1b]11;rgb:1616/1a1a/2222\x1b\\\x1b[?62;22c")
+                answer = b"\x1b]11;" + self._background + b"\x1b\\\x1b[?62;22c"
+                os.write(self.master, answer)
             if until is not None and until in self.text():
                 break
         return len(self.output) - before

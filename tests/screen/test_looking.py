@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
+
+from screen_rest import at_rest
 
 from trainer_tui.tui import actions
 from trainer_tui.tui.attach import leaving_words
@@ -48,6 +51,20 @@ async def test_what_is_shown_at_each_size(server: Any, stage: Any) -> None:
             for name in shown:
                 assert any(row.strip() for row in on.text(name).splitlines()), (size, name)
             assert "too small" not in svg(on.app)
+
+
+async def test_a_storm_of_resizes_leaves_the_screen_as_it_was(server: Any, stage: Any) -> None:
+    dice = random.Random(11)
+    async with stage(server) as on:
+        await on.until(lambda: on.app.view.curves, "curves")
+        await at_rest(on.app, on.pilot)
+        before = {name: on.text(name) for name in ("header", "loss", "queue", "events", "footer")}
+        for _ in range(12):
+            size = dice.randint(60, 300), dice.randint(15, 90)
+            await on.pilot.resize_terminal(*size)
+        await on.pilot.resize_terminal(80, 24)
+        await at_rest(on.app, on.pilot)
+        assert {name: on.text(name) for name in before} == before
 
 
 async def test_overlays_come_and_go(server: Any, stage: Any) -> None:
@@ -253,7 +270,8 @@ async def test_copy_says_where_it_is(
 
 def test_osc52_is_wrapped_for_tmux_and_screen() -> None:
     assert osc52("a", {}) == "\x1b]52;c;YQ==\x07"
-    assert osc52("a", {"TMUX": "1"}) == "\x1bPtmux;\x1b\x1b]52;c;YQ==\x07\x1b\\"
+    bare, passed_on = "\x1b]52;c;YQ==\x07", "\x1bPtmux;\x1b\x1b]52;c;YQ==\x07\x1b\\"
+    assert osc52("a", {"TMUX": "1"}) == bare + passed_on, "whichever of the two it takes"
     assert osc52("a", {"TERM": "screen"}) == "\x1bP\x1b]52;c;YQ==\x07\x1b\\"
 
 

@@ -48,11 +48,22 @@ class Tmux:
         self._run("set-buffer", text)
         self._run("paste-buffer", *(["-p"] if bracketed else []))
 
+    def set_clipboard(self) -> None:
+        self._run("set-option", "-s", "set-clipboard", "on")
+
+    def until_copied(self) -> str:
+        """What the program inside put on the clipboard."""
+        end_s = time.monotonic() + 30
+        while not (found := self._run("show-buffer")):
+            assert time.monotonic() < end_s, "nothing was copied"
+            time.sleep(0.05)
+        return found
+
     def resize(self, columns: int, rows: int) -> None:
         self._run("resize-window", "-x", str(columns), "-y", str(rows))
 
     def until(self, true: Callable[[str], bool], what: str) -> str:
-        end_s = time.monotonic() + 20
+        end_s = time.monotonic() + 40
         while not true(screen := self.screen()):
             assert time.monotonic() < end_s, f"never: {what}\n{screen}"
             time.sleep(0.05)
@@ -82,6 +93,10 @@ def test_real_keys_mouse_and_paste_in_tmux(tmux: Tmux, server: Any) -> None:
     tmux.until(lambda s: "━━ #32 tone.jsonl ━━" in s, "the insertion mark")
     tmux.raw("\x1b[<0;6;18m")
     tmux.until(lambda s: "#32 low" in s or "#32 normal, place" in s, "dropped")
+    tmux.set_clipboard()
+    tmux.keys("y")
+    tmux.until(lambda s: "copied #" in s, "copied")
+    assert tmux.until_copied().startswith("#"), "tmux has it by OSC 52"
     count = len(state.requests)
     tmux.paste("pxsRyJKTBcuq+-", bracketed=True)
     tmux.until(lambda s: "pasted text is ignored" in s, "a paste")
