@@ -48,6 +48,11 @@ class Terminal:
     def shows(self) -> str:
         return self.tmux("capture-pane", "-p")
 
+    def row_of(self, text: str) -> int:
+        """The row, from 1, in which it stands; 0: in none."""
+        lines = self.shows().splitlines()
+        return next((row for row, line in enumerate(lines, 1) if text in line), 0)
+
     def closes(self) -> None:
         self.tmux("kill-server")
 
@@ -59,7 +64,8 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     found.closes()
 
 
-def test_attach_pause_by_key_survive_a_killed_daemon_detach_and_train_on(
+@pytest.mark.timeout(600)
+def test_attach_pause_survive_a_killed_daemon_drag_detach_and_come_back(
     person: Person, chats: dict[str, bytes], terminal: Terminal
 ) -> None:
     person.types("config", "set", "epochs", "100")
@@ -79,7 +85,37 @@ def test_attach_pause_by_key_survive_a_killed_daemon_detach_and_train_on(
     person.waits(lambda: person.types("status", check=False).returncode == 0)
     person.waits(lambda: "live" in terminal.shows() and "TRAINING" in terminal.shows(), 60)
 
+    # Two more files; the second is dragged over the first: press, move with the button, release.
+    for name in ("second.jsonl", "third.jsonl"):
+        person.drops(
+            name, b"".join(chats["conversations.jsonl"].splitlines(True)[: 30 + len(name)])
+        )
+        person.waits(lambda name=name: name in terminal.shows(), 60)
+    assert waiting(person) == ["second.jsonl", "third.jsonl"]
+    row = person.waits(lambda: terminal.row_of("third.jsonl"))
+    target = terminal.row_of("second.jsonl")
+    terminal.types(f"\x1b[<0;6;{row}M\x1b[<32;6;{target}M")
+    person.waits(lambda: "━━ #" in terminal.shows(), 30)
+    terminal.types(f"\x1b[<0;6;{target}m")
+    person.waits(lambda: waiting(person) == ["third.jsonl", "second.jsonl"], 30)
+    person.waits(lambda: terminal.row_of("third.jsonl") < terminal.row_of("second.jsonl"), 30)
+
     step = person.status()["training"]["global_step"]
     terminal.keys("q")
-    person.waits(lambda: "training goes on" in terminal.shows(), 15)
-    person.waits(lambda: person.status()["training"]["global_step"] > step, 30)
+    person.waits(lambda: "training goes on" in terminal.shows(), 30)
+    person.waits(lambda: person.status()["training"]["global_step"] > step, 60)
+
+    terminal.types("clear")
+    terminal.keys("Enter")
+    terminal.types(f"{COMMAND} -w {person.root}")
+    terminal.keys("Enter")
+    person.waits(lambda: "TRAINING" in terminal.shows() and "live" in terminal.shows(), 60)
+    person.waits(lambda: terminal.row_of("third.jsonl") < terminal.row_of("second.jsonl"), 30)
+    terminal.keys("u")  # kept by the daemon, so also after coming back
+    person.waits(lambda: waiting(person) == ["second.jsonl", "third.jsonl"], 30)
+
+
+def waiting(person: Person) -> list[str]:
+    """Names in training order."""
+    listed = person.reads("queue", "list")["jobs"]
+    return [job["name"] for job in listed if job["state"] == "waiting"]
