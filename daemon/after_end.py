@@ -7,6 +7,7 @@ found by `safety.crash`.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,6 +36,8 @@ class End:
             return True
         if self.asked_to_stop and not self.ready:
             return True
+        if self.said_stopping and self.asked_to_stop and self.wait_status == -signal.SIGTERM:
+            return True  # hurried by a second request when all was committed already
         return self.wait_status == 0 and (self.said_stopping or self.asked_to_stop)
 
 

@@ -126,6 +126,9 @@ def test_an_end_that_was_asked_for_is_no_crash():
     assert End(0, True, False, True).meant
     assert End(0, False, True, True).meant
     assert End(-15, True, False, False).meant, "killed while it was loading"
+    assert End(-15, True, True, True).meant, "hurried after its last commit"
+    assert not End(-15, True, False, True).meant, "hurried before it"
+    assert not End(-15, False, True, True).meant
     assert not End(0, False, False, True).meant
     assert not End(-9, True, False, True).meant
     assert after_end.PARKED_IN_A_ROW == 2
