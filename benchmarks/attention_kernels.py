@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import workload
-from trainer_tui.engine import fast_packed, fast_packed_launch
+from trainer_tui.engine import fast_packed_launch
 from trainer_tui.engine.attention import Demand, sdpa_documents
 from trainer_tui.engine.batch import MicroBatch, collate
 from trainer_tui.engine.fast_attention import BACKENDS
@@ -194,9 +194,9 @@ def sweep(batch: MicroBatch, report: Callable[[str], None]) -> None:
         return torch.from_numpy(table).cuda()
 
     upstream = torch.randn_like(q)
-    tile = fast_packed.TILES.forward
+    tile = fast_packed_launch.LARGE.forward
     out, lse = fast_packed_launch.forward(packed, work(tile.query_tokens(group), True), tile)
-    tile = fast_packed.TILES.query_gradient
+    tile = fast_packed_launch.LARGE.query_gradient
     _, delta = fast_packed_launch.query_gradient(
         packed, out, lse, upstream, work(tile.query_tokens(group), True), tile
     )

@@ -105,18 +105,21 @@ def run(settings: Settings, work: workload.Workload) -> Measurement:
     # What exists now lives to the end: the collector need not look through it in mid-step.
     gc.collect()
     gc.freeze()
-    for number, step in enumerate(steps):
+    batches = micro_batches(steps[0], settings.micro_batches, settings.device)
+    for number in range(len(steps)):
         if profiler is not None and number == len(steps) - 2:
             profiler.start()
         optimizer.zero_grad()
         total = torch.zeros((), device=settings.device)
-        for batch in micro_batches(step, settings.micro_batches, settings.device):
+        for batch in batches:
             with torch.autocast(settings.device, torch.bfloat16, enabled=autocast):
                 loss = forward_loss_sum(model, batch, chunk_rows=settings.chunk_rows)
             loss.backward()
             total += loss.detach()
         optimizer.clip_and_step(settings.lr, float(supervised[number]), settings.max_norm)
         losses.append(total / supervised[number])
+        if number + 1 < len(steps):  # while the device works; the peers' loaders do likewise
+            batches = micro_batches(steps[number + 1], settings.micro_batches, settings.device)
         clock.step_done()
     if profiler is not None:
         _write_profile(profiler, settings.name)

@@ -144,6 +144,10 @@ def compile_blocks(
     compiler: Any = _joining(inner) if join else inner
     for block in decoder_blocks(model):
         block.compile(dynamic=True, backend=compiler)
+    # The norm after the last block, uncompiled, would read and keep several float32 copies.
+    last_norm = getattr(getattr(model, "base_model", model), "norm", None)
+    if isinstance(last_norm, nn.Module):
+        last_norm.compile(dynamic=True, backend=compiler)
     return fused
 
 

@@ -26,7 +26,7 @@ from trainer_tui.engine.attention import (
     refuse_unknown,
 )
 from trainer_tui.engine.batch import MicroBatch
-from trainer_tui.engine.fast_packed_launch import TILES, Packed
+from trainer_tui.engine.fast_packed_launch import Packed, tiles_for
 
 
 @torch.library.custom_op("trainer_tui::packed_attention", mutates_args=())
@@ -41,7 +41,8 @@ def packed_attention(
     window: int,
 ) -> tuple[Tensor, Tensor]:
     """Output [tokens, heads, head_dim] and base-2 log-sum-exp, float32 [heads, tokens]."""
-    return launch.forward(Packed(query, key, value, scale, window), query_work, TILES.forward)
+    tile = tiles_for(query.device).forward
+    return launch.forward(Packed(query, key, value, scale, window), query_work, tile)
 
 
 @packed_attention.register_fake
@@ -61,12 +62,12 @@ def packed_attention_backward(
     query_work: Tensor, key_work: Tensor, scale: float, window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value, contiguous."""
-    packed = Packed(query, key, value, scale, window)
+    packed, tiles = Packed(query, key, value, scale, window), tiles_for(query.device)
     # In this order: the first also leaves what the second needs.
     dq, delta = launch.query_gradient(
-        packed, out, lse, out_gradient, query_work, TILES.query_gradient
+        packed, out, lse, out_gradient, query_work, tiles.query_gradient
     )
-    dk, dv = launch.key_gradient(packed, lse, delta, out_gradient, key_work, TILES.key_gradient)
+    dk, dv = launch.key_gradient(packed, lse, delta, out_gradient, key_work, tiles.key_gradient)
     return dq, dk, dv
 
 
@@ -145,11 +146,11 @@ def arguments(batch: MicroBatch, demand: Demand) -> dict[str, Any]:
         # Queued, not waited for: the list is small and pinned.
         return host.pin_memory().to(device, non_blocking=True)
 
-    group = demand.group
+    group, tiles = demand.group, tiles_for(device)
     return {
-        "query_work": work(TILES.forward.query_tokens(group), True),
-        "query_gradient_work": work(TILES.query_gradient.query_tokens(group), True),
-        "key_gradient_work": work(TILES.key_gradient.rows, False),
+        "query_work": work(tiles.forward.query_tokens(group), True),
+        "query_gradient_work": work(tiles.query_gradient.query_tokens(group), True),
+        "key_gradient_work": work(tiles.key_gradient.rows, False),
     }
 
 

@@ -2,7 +2,7 @@
 
 A work list names every block of every document, made on the host from the document lengths and
 sorted heaviest first, so that the last programs to start are short. Tile sizes were measured on
-an H200 (docs/speed.md); other values change the speed only.
+an H200 (docs/speed.md); other values change the speed only, if the card has the shared memory.
 
 Invariant: the lists cover every token once, whatever the tile sizes.
 """
@@ -10,6 +10,7 @@ Invariant: the lists cover every token once, whatever the tile sizes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Tile:
     stages: int
     one_loop: bool = True  # mask every block, instead of a second loop for the unmasked ones
     stack: int = 2  # query heads of one key/value head that may share a tile
+    registers: int | None = None  # most per thread; None: the compiler's choice
 
     def heads_stacked(self, group: int) -> int:
         """Heads in one tile when `group` query heads share a key/value head: a power of two."""
@@ -48,11 +50,36 @@ class Tiles:
     key_gradient: Tile
 
 
-TILES = Tiles(
+# By the shared memory a block may have (bytes, head_dim 128): the first needs 164,000, which
+# data-centre cards have (A100, H100, H200); the second 98,816 at most, for an RTX 3090 or 4090.
+LARGE = Tiles(
     forward=Tile(rows=128, columns=32, warps=8, stages=4),
     query_gradient=Tile(rows=128, columns=64, warps=8, stages=3, one_loop=False),
     key_gradient=Tile(rows=64, columns=64, warps=4, stages=2),
 )
+SMALL = Tiles(
+    forward=LARGE.forward,
+    query_gradient=Tile(rows=64, columns=32, warps=4, stages=3, one_loop=False),
+    key_gradient=Tile(rows=64, columns=32, warps=4, stages=3),
+)
+LARGE_NEEDS_BYTES = 163_840
+
+
+@cache
+def has_large_blocks(device: torch.device) -> bool:
+    """Whether a block on this device may have the shared memory that `LARGE` needs."""
+    if device.type != "cuda":
+        return False
+    from triton.runtime import driver
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    properties = driver.active.utils.get_device_properties(index)
+    return int(properties["max_shared_mem"]) >= LARGE_NEEDS_BYTES
+
+
+def tiles_for(device: torch.device) -> Tiles:
+    """The launch shapes that fit the device."""
+    return LARGE if has_large_blocks(device) else SMALL
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,25 @@
 """Queries and keys normalised, rotated and attended in one operator, for blocks like Qwen3's.
 
 Between the projection and the attention kernel a Qwen3 block normalises queries and keys per
-head and rotates them. Compiled separately that is nine passes over them a layer (10 ms of a 250 ms
-step on an H200); here it is one forward and one backward, and the gradients of queries, keys and
-values are written side by side, ready for one matrix product.
+head and rotates them. Here that happens inside the attention kernels (`fast_qkv_kernel.py`), and
+the gradients of queries, keys and values are written side by side, ready for one matrix product.
 
 Invariant: the same function as the block's own forward within rounding (`prove_fused` compares
-them on the model at hand). Documents stay isolated: the attention kernels are those of
-`fast_packed.py`, the rest works on one token at a time.
+them on the model at hand). Documents stay isolated: each works on one document's tokens alone.
 
-Limits: the `triton` backend; attention modules of the classes in `FUSABLE`, without biases, with
-the default rotary layout over the whole head.
+Limits: the `triton` backend; attention modules of the classes in `FUSABLE`, without biases and
+sliding window, with the default rotary layout over the whole head.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer_tui.engine import fast_packed_launch as launch
 from trainer_tui.engine.attention import (
     AttentionRefused,
     attached_backend,
@@ -30,35 +28,140 @@ from trainer_tui.engine.attention import (
 )
 from trainer_tui.engine.fast_blocks import decoder_blocks
 from trainer_tui.engine.fast_mlp import fuse_mlp
-from trainer_tui.engine.fast_packed_launch import TILES, Packed
+from trainer_tui.engine.fast_packed_launch import (
+    LARGE,
+    LOG2_E,
+    SMALL,
+    Tile,
+    Tiles,
+    has_large_blocks,
+)
 
 FUSABLE = {"Qwen3Attention"}
 TOKENS_PER_PROGRAM = 32
+# Measured on an H100. Rows and stacking are those of `fast_packed`, whose work lists are used.
+QKV_LARGE = Tiles(
+    forward=Tile(rows=LARGE.forward.rows, columns=64, warps=8, stages=4),
+    query_gradient=LARGE.query_gradient,
+    key_gradient=Tile(rows=LARGE.key_gradient.rows, columns=32, warps=4, stages=3),
+)
 
 
-def _rotated(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor,
-    heads: int, kv_heads: int, eps: float,
-) -> Tensor:  # fmt: skip
-    """Queries and keys as attention wants them, [tokens, heads + kv_heads, head_dim]."""
-    from trainer_tui.engine.fast_qkv_kernel import rotate_kernel
+def _tiles(device: torch.device) -> Tiles:
+    return QKV_LARGE if has_large_blocks(device) else SMALL
 
-    tokens, head_dim = qkv.shape[0], q_weight.shape[0]
-    both = heads + kv_heads
-    out = torch.empty((tokens, both, head_dim), dtype=qkv.dtype, device=qkv.device)
-    rotate_kernel[(-(-tokens // TOKENS_PER_PROGRAM), both)](
-        qkv, out, q_weight, k_weight, cos, sin, qkv.stride(0), out.stride(0), tokens, eps,
-        HEADS=heads, D=head_dim, BLOCK=TOKENS_PER_PROGRAM, num_warps=4,
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """What all kernels share besides the work lists."""
+
+    qkv: Tensor  # [tokens, (heads + 2 * kv_heads) * head_dim]
+    q_weight: Tensor  # [head_dim]
+    k_weight: Tensor
+    cos: Tensor  # [tokens, head_dim], the second half like the first
+    sin: Tensor
+    kv_heads: int
+    eps: float
+    scale: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.q_weight.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.qkv.shape[1] // self.head_dim - 2 * self.kv_heads
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    def parts(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The query, key and value columns of a tensor laid out like `qkv`."""
+        keys, values = self.heads * self.head_dim, (self.heads + self.kv_heads) * self.head_dim
+        return joint[:, :keys], joint[:, keys:values], joint[:, values:]
+
+
+def rotate_keys(given: Rotary) -> Tensor:
+    """Keys as attention wants them, [tokens, kv_heads * head_dim]."""
+    from trainer_tui.engine.fast_qkv_kernel import rotate_keys_kernel
+
+    qkv, tokens = given.qkv, given.qkv.shape[0]
+    out = qkv.new_empty((tokens, given.kv_heads * given.head_dim))
+    rotate_keys_kernel[(-(-tokens // TOKENS_PER_PROGRAM), given.kv_heads)](
+        given.parts(qkv)[1], out, given.k_weight, given.cos, given.sin,
+        qkv.stride(0), out.stride(0), tokens, given.eps,
+        D=given.head_dim, BLOCK=TOKENS_PER_PROGRAM, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def _packed(
-    rotated: Tensor, qkv: Tensor, heads: int, kv_heads: int, scale: float, window: int
-) -> Packed:
-    head_dim = rotated.shape[2]
-    value = qkv[:, (heads + kv_heads) * head_dim :].view(-1, kv_heads, head_dim)
-    return Packed(rotated[:, :heads], rotated[:, heads:], value, scale, window)
+def forward(given: Rotary, keys: Tensor, work: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Output [tokens, heads, head_dim] and base-2 log-sum-exp, float32 [heads, tokens]."""
+    from trainer_tui.engine.fast_qkv_kernel import forward_kernel
+
+    qkv, tokens, heads = given.qkv, given.qkv.shape[0], given.heads
+    out = qkv.new_empty((tokens, heads, given.head_dim))
+    lse = qkv.new_empty((heads, tokens), dtype=torch.float32)
+    queries, _, values = given.parts(qkv)
+    stacked = tile.heads_stacked(given.group)
+    forward_kernel[(heads // stacked, work.shape[0])](
+        queries, keys, values, out, lse, work, given.q_weight, given.cos, given.sin,
+        qkv.stride(0), keys.stride(0), tokens, given.scale * LOG2_E, given.eps,
+        PACK=stacked, GROUP=given.group, HEADS=heads, D=given.head_dim,
+        M=tile.rows // stacked, N=tile.columns,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
+    )  # fmt: skip
+    return out, lse
+
+
+def query_gradient(
+    given: Rotary, keys: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor, joint: Tensor,
+    work: Tensor, tile: Tile,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Writes the queries' columns of `joint`; returns rotated queries [tokens, heads, head_dim],
+    rowsum(dO * O), float32 [heads, tokens], and shares of the norm weight's gradient."""
+    from trainer_tui.engine.fast_qkv_kernel import query_gradient_kernel
+
+    qkv, tokens, heads = given.qkv, given.qkv.shape[0], given.heads
+    stacked = tile.heads_stacked(given.group)
+    grid = (heads // stacked, work.shape[0])
+    rotated, delta = torch.empty_like(out), torch.empty_like(lse)
+    shares = qkv.new_empty((grid[0] * grid[1], given.head_dim), dtype=torch.float32)
+    queries, _, values = given.parts(qkv)
+    query_gradient_kernel[grid](
+        queries, keys, values, out, lse, out_gradient, work,
+        given.q_weight, given.cos, given.sin, given.parts(joint)[0], rotated, delta, shares,
+        qkv.stride(0), keys.stride(0), out_gradient.stride(0),
+        tokens, given.scale * LOG2_E, given.scale, given.eps,
+        PACK=stacked, GROUP=given.group, HEADS=heads, D=given.head_dim,
+        M=tile.rows // stacked, N=tile.columns,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
+    )  # fmt: skip
+    return rotated, delta, shares
+
+
+def key_gradient(
+    given: Rotary, rotated: Tensor, keys: Tensor, lse: Tensor, delta: Tensor, out_gradient: Tensor,
+    joint: Tensor, work: Tensor, tile: Tile,
+) -> Tensor:  # fmt: skip
+    """Writes the keys' and values' columns of `joint`; returns shares of the norm weight's
+    gradient, float32 [programs, head_dim]."""
+    from trainer_tui.engine.fast_qkv_kernel import key_gradient_kernel
+
+    qkv, tokens = given.qkv, given.qkv.shape[0]
+    shares = qkv.new_empty((given.kv_heads * work.shape[0], given.head_dim), dtype=torch.float32)
+    _, raw_keys, values = given.parts(qkv)
+    _, to_keys, to_values = given.parts(joint)
+    key_gradient_kernel[(given.kv_heads, work.shape[0])](
+        rotated, keys, raw_keys, values, lse, out_gradient, delta, work,
+        given.k_weight, given.cos, given.sin, to_keys, to_values, shares,
+        qkv.stride(0), rotated.stride(0), keys.stride(0), out_gradient.stride(0),
+        tokens, given.scale * LOG2_E, given.scale, given.eps,
+        GROUP=given.group, D=given.head_dim, M=tile.columns, N=tile.rows,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
+    )  # fmt: skip
+    return shares
 
 
 @torch.library.custom_op("trainer_tui::qkv_attention", mutates_args=())
@@ -74,74 +177,56 @@ def qkv_attention(
     kv_heads: int,
     eps: float,
     scale: float,
-    window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention output [tokens, heads, head_dim], log-sum-exp, rotated queries and keys."""
-    heads = qkv.shape[1] // q_weight.shape[0] - 2 * kv_heads
-    rotated = _rotated(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps)
-    packed = _packed(rotated, qkv, heads, kv_heads, scale, window)
-    out, lse = launch.forward(packed, query_work, TILES.forward)
-    return out, lse, rotated
+    """Attention output [tokens, heads, head_dim], log-sum-exp, rotated keys."""
+    given = Rotary(qkv, q_weight, k_weight, cos, sin, kv_heads, eps, scale)
+    keys = rotate_keys(given)
+    out, lse = forward(given, keys, query_work, _tiles(qkv.device).forward)
+    return out, lse, keys
 
 
 @qkv_attention.register_fake
 def _(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor,
     query_work: Tensor, query_gradient_work: Tensor, key_gradient_work: Tensor,
-    kv_heads: int, eps: float, scale: float, window: int,
+    kv_heads: int, eps: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     tokens, head_dim = qkv.shape[0], q_weight.shape[0]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     return (
         qkv.new_empty((tokens, heads, head_dim)),
         qkv.new_empty((heads, tokens), dtype=torch.float32),
-        qkv.new_empty((tokens, heads + kv_heads, head_dim)),
+        qkv.new_empty((tokens, kv_heads * head_dim)),
     )
 
 
 @torch.library.custom_op("trainer_tui::qkv_attention_backward", mutates_args=())
 def qkv_attention_backward(
     out_gradient: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor,
-    sin: Tensor, out: Tensor, lse: Tensor, rotated: Tensor, query_work: Tensor, key_work: Tensor,
-    kv_heads: int, eps: float, scale: float, window: int,
+    sin: Tensor, out: Tensor, lse: Tensor, keys: Tensor, query_work: Tensor, key_work: Tensor,
+    kv_heads: int, eps: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of qkv, q_weight and k_weight."""
-    from trainer_tui.engine.fast_qkv_kernel import rotate_backward_kernel
-
-    tokens, head_dim = qkv.shape[0], q_weight.shape[0]
-    heads = out.shape[1]
-    both = heads + kv_heads
-    packed = _packed(rotated, qkv, heads, kv_heads, scale, window)
-    joint = torch.empty((tokens, qkv.shape[1]), dtype=qkv.dtype, device=qkv.device)
-    upstream = torch.empty_like(rotated)
-    _, delta = launch.query_gradient(
-        packed, out, lse, out_gradient, query_work, TILES.query_gradient, upstream[:, :heads]
+    given = Rotary(qkv, q_weight, k_weight, cos, sin, kv_heads, eps, scale)
+    joint, tiles = torch.empty_like(qkv), _tiles(qkv.device)
+    # In this order: the first also leaves what the second needs.
+    rotated, delta, q_shares = query_gradient(
+        given, keys, out, lse, out_gradient, joint, query_work, tiles.query_gradient
     )
-    value_gradient = joint[:, both * head_dim :].view(tokens, kv_heads, head_dim)
-    launch.key_gradient(
-        packed, lse, delta, out_gradient, key_work, TILES.key_gradient,
-        (upstream[:, heads:], value_gradient),
-    )  # fmt: skip
-    programs = -(-tokens // TOKENS_PER_PROGRAM)
-    partial = torch.empty((programs, both, head_dim), dtype=torch.float32, device=qkv.device)
-    rotate_backward_kernel[(programs, both)](
-        upstream, qkv, joint, partial, q_weight, k_weight, cos, sin,
-        upstream.stride(0), qkv.stride(0), joint.stride(0), tokens, eps,
-        HEADS=heads, ALL_HEADS=both, D=head_dim, BLOCK=TOKENS_PER_PROGRAM, num_warps=4,
-    )  # fmt: skip
-    shares = partial.sum(0)  # [heads + kv_heads, head_dim]
-    q_share = shares[:heads].sum(0).to(q_weight.dtype)
-    return joint, q_share, shares[heads:].sum(0).to(k_weight.dtype)
+    k_shares = key_gradient(
+        given, rotated, keys, lse, delta, out_gradient, joint, key_work, tiles.key_gradient
+    )
+    return joint, q_shares.sum(0).to(q_weight.dtype), k_shares.sum(0).to(k_weight.dtype)
 
 
 @qkv_attention_backward.register_fake
 def _(
     out_gradient: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor,
-    sin: Tensor, out: Tensor, lse: Tensor, rotated: Tensor, query_work: Tensor, key_work: Tensor,
-    kv_heads: int, eps: float, scale: float, window: int,
+    sin: Tensor, out: Tensor, lse: Tensor, keys: Tensor, query_work: Tensor, key_work: Tensor,
+    kv_heads: int, eps: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return (
-        qkv.new_empty(qkv.shape),
+        torch.empty_like(qkv),
         q_weight.new_empty(q_weight.shape),
         k_weight.new_empty(k_weight.shape),
     )
@@ -155,9 +240,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 
 def _backward(ctx: Any, out_gradient: Tensor, *unused: Tensor | None) -> tuple[Any, ...]:
-    gradient = out_gradient if out_gradient.stride(-1) == 1 else out_gradient.contiguous()
-    joint, q_share, k_share = qkv_attention_backward(gradient, *ctx.saved_tensors, *ctx.constants)
-    return (joint, q_share, k_share, *[None] * 9)
+    joint, q_share, k_share = qkv_attention_backward(
+        out_gradient.contiguous(), *ctx.saved_tensors, *ctx.constants
+    )
+    return (joint, q_share, k_share, *[None] * 8)
 
 
 qkv_attention.register_autograd(_backward, setup_context=_remember)
@@ -181,8 +267,7 @@ def _fused_forward(
     out, _, _ = qkv_attention(
         qkv, self.q_norm.weight, self.k_norm.weight, cos, sin,
         query_work, query_gradient_work, key_gradient_work,
-        self.k_proj.weight.shape[0] // self.head_dim,
-        self.q_norm.variance_epsilon, self.scaling, self.sliding_window or 0,
+        self.k_proj.weight.shape[0] // self.head_dim, self.q_norm.variance_epsilon, self.scaling,
     )  # fmt: skip
     return self.o_proj(out.flatten(1).unsqueeze(0)), None
 
@@ -190,6 +275,8 @@ def _fused_forward(
 def _fusable(module: nn.Module) -> bool:
     attention: Any = module
     if type(module).__name__ not in FUSABLE or attention.attention_dropout:
+        return False
+    if attention.sliding_window:
         return False
     layers = (attention.q_proj, attention.k_proj, attention.v_proj)
     plain = all(type(layer) is nn.Linear and layer.bias is None for layer in layers)

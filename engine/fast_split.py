@@ -65,6 +65,15 @@ def round_stochastically(values: Tensor, noise: Tensor) -> Tensor:
     return _wrap16(((bits + noise.view(values.shape)) >> 16) & 0xFFFF).view(torch.bfloat16)
 
 
+def advance(step: Tensor, grad_scale: Tensor, found_inf: Tensor, settings: AdamSettings) -> Tensor:
+    """Count a step unless it is skipped; float32 [4]: scale, found_inf, bias1, sqrt(bias2)."""
+    step += 1.0 - found_inf
+    exponent = step.double()  # the power of 0.999 needs more than 24 bits
+    bias1 = 1.0 - settings.beta1**exponent
+    bias2 = torch.sqrt(1.0 - settings.beta2**exponent)
+    return torch.stack([grad_scale.double(), found_inf.double(), bias1, bias2]).float()
+
+
 class SplitUpdate:
     """The `split` precision of `MasterAdamW`."""
 
@@ -101,11 +110,7 @@ class SplitUpdate:
         self._low[name].copy_(low)
 
     def apply(self, lr: float, grad_scale: Tensor, found_inf: Tensor) -> None:
-        self._step += 1.0 - found_inf
-        exponent = self._step.double()  # the power of 0.999 needs more than 24 bits
-        bias1 = 1.0 - self._settings.beta1**exponent
-        bias2 = torch.sqrt(1.0 - self._settings.beta2**exponent)
-        scalars = torch.stack([grad_scale.double(), found_inf.double(), bias1, bias2]).float()
+        scalars = advance(self._step, grad_scale, found_inf, self._settings)
         on_cuda = self._step.is_cuda
         for number, (name, parameter) in enumerate(self._named.items()):
             if parameter.grad is None:

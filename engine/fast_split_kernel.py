@@ -1,4 +1,4 @@
-"""The Triton kernel of `fast_split.SplitUpdate`: one read, one write of all that a step touches.
+"""The Triton kernel of `fast_split`'s updates: one read, one write of all that a step touches.
 
 Limits: contiguous tensors of up to 2^31 elements.
 """
@@ -29,7 +29,7 @@ def _rounded(x, noise):
 def _step_kernel(
     weight_ptr, low_ptr, gradient_ptr, mean_ptr, square_ptr, scalars_ptr, step_ptr,
     count, number, lr, decay, beta1, beta2, eps,
-    LOW_MOMENTS: tl.constexpr, BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr, LOW_MOMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     found_inf = tl.load(scalars_ptr + 1)
     if found_inf == 0.0:
@@ -38,10 +38,14 @@ def _step_kernel(
         scale = tl.load(scalars_ptr)
         bias1 = tl.load(scalars_ptr + 2)
         bias2 = tl.load(scalars_ptr + 3)
-        weight = tl.load(weight_ptr + at, mask=inside).to(tl.uint16, bitcast=True)
-        low = tl.load(low_ptr + at, mask=inside)
-        high = weight.to(tl.uint32) << 16
-        master = (high + low.to(tl.int32).to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
+        weight = tl.load(weight_ptr + at, mask=inside)
+        if SPLIT:
+            low = tl.load(low_ptr + at, mask=inside)
+            high = weight.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+            bits = high + low.to(tl.int32).to(tl.uint32, bitcast=True)
+            master = bits.to(tl.float32, bitcast=True)
+        else:
+            master = weight.to(tl.float32)
         g = tl.load(gradient_ptr + at, mask=inside).to(tl.float32) / scale
         m = tl.load(mean_ptr + at, mask=inside).to(tl.float32)
         v = tl.load(square_ptr + at, mask=inside).to(tl.float32)
@@ -49,12 +53,15 @@ def _step_kernel(
         v = beta2 * v + (1.0 - beta2) * g * g
         master = master * (1.0 - lr * decay)
         master = master - lr / bias1 * m / (tl.sqrt(v) / bias2 + eps)
-        bits = master.to(tl.uint32, bitcast=True)
-        new_high = (bits + 0x8000) >> 16
-        new_low = (bits - (new_high << 16)).to(tl.int32, bitcast=True).to(tl.int16)
-        new_weight = new_high.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-        tl.store(weight_ptr + at, new_weight, mask=inside)
-        tl.store(low_ptr + at, new_low, mask=inside)
+        if SPLIT:
+            bits = master.to(tl.uint32, bitcast=True)
+            new_high = (bits + 0x8000) >> 16
+            new_low = (bits - (new_high << 16)).to(tl.int32, bitcast=True).to(tl.int16)
+            new_weight = new_high.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+            tl.store(weight_ptr + at, new_weight, mask=inside)
+            tl.store(low_ptr + at, new_low, mask=inside)
+        else:
+            tl.store(weight_ptr + at, master.to(tl.bfloat16), mask=inside)
         if LOW_MOMENTS:
             # The same hash as `fast_split.random_bits`: a resumed run draws the same bits.
             step = tl.load(step_ptr).to(tl.uint32)
@@ -68,13 +75,13 @@ def _step_kernel(
             tl.store(mean_ptr + at, _rounded(m, noise), mask=inside)
             tl.store(square_ptr + at, _rounded(v, noise ^ 0xFFFF), mask=inside)
         else:
-            tl.store(mean_ptr + at, m, mask=inside)
-            tl.store(square_ptr + at, v, mask=inside)
+            tl.store(mean_ptr + at, m.to(mean_ptr.dtype.element_ty), mask=inside)
+            tl.store(square_ptr + at, v.to(square_ptr.dtype.element_ty), mask=inside)
 
 
 def launch(
     weight: Tensor,
-    low: Tensor,
+    low: Tensor | None,
     gradient: Tensor,
     mean: Tensor,
     square: Tensor,
@@ -85,10 +92,14 @@ def launch(
     decay: float,
     settings: AdamSettings,
 ) -> None:
-    """Queue one parameter's update; scalars is float32 [4]: scale, found_inf, bias1, bias2."""
+    """Queue one parameter's update; scalars is float32 [4]: scale, found_inf, bias1, bias2.
+
+    Without `low` the weight is all there is, and moments are rounded to nearest.
+    """
     count = weight.numel()
     _step_kernel[(triton.cdiv(count, BLOCK),)](
-        weight, low, gradient, mean, square, scalars, step,
+        weight, weight if low is None else low, gradient, mean, square, scalars, step,
         count, number, lr, decay, settings.beta1, settings.beta2, settings.eps,
-        LOW_MOMENTS=mean.element_size() == 2, BLOCK=BLOCK,
+        SPLIT=low is not None, LOW_MOMENTS=low is not None and mean.element_size() == 2,
+        BLOCK=BLOCK,
     )  # fmt: skip

@@ -156,18 +156,20 @@ class _SupervisedLoss(torch.autograd.Function):
                 if weight_sums is not None:
                     _accumulate(weight_sums, logits.t(), rows_in[rows])
                 del logits  # before the next chunk's are made: the peak is one chunk
-        weight_gradient = None if weight_sums is None else weight_sums.to(head_weight.dtype)
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.save_for_backward(hidden_gradient, weight_sums)
+        ctx.weight_dtype = head_weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        # In place: the head's gradient is the largest tensor of the step, no second copy of it.
+        hidden_gradient, weight_sums = ctx.saved_tensors
+        weight_gradient = None
         if hidden_gradient is not None:
             hidden_gradient = hidden_gradient.mul_(upstream)
-        if weight_gradient is not None:
-            weight_gradient = weight_gradient.mul_(upstream)
+        if weight_sums is not None:
+            # Scaled and rounded in one pass: this is the largest tensor of the step.
+            weight_gradient = torch.empty_like(weight_sums, dtype=ctx.weight_dtype)
+            torch.mul(weight_sums, upstream, out=weight_gradient)
         return hidden_gradient, weight_gradient, None, None, None, None, None
 
 

@@ -4,7 +4,7 @@ Three precisions, chosen by name:
 
 - `fp32`: float32 parameters (CPU; on a GPU under bf16 autocast). 16 bytes per parameter.
 - `split`: bf16 parameters plus the 16 low bits of the master weight kept here, exact
-  (`fast_split.py`). 14 bytes per parameter with float32 moments, 10 with bf16, 8 with 8-bit ones.
+  (`fast_split.py`). 14 bytes per parameter with float32 moments, 10 with bf16 ones.
 - `pure_bf16`: bf16 parameters and nothing else. Only by name: at a learning rate of 1e-5 about
   14 % of the weights move at all, the other updates are rounded away.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, Protocol
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from trainer_tui.safety.errors import Corrupt, Refused
 
 Precision = Literal["fp32", "split", "pure_bf16"]
-Moments = Literal["float32", "bfloat16", "8bit"]
+Moments = Literal["float32", "bfloat16"]
 STEP = "optimizer.step"
 
 
@@ -70,10 +71,19 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
 
 
 class _TorchUpdate:
-    """torch's fused AdamW over the parameters as they are (`fp32` and `pure_bf16`)."""
+    """torch's fused AdamW over the parameters as they are (`fp32` and `pure_bf16`).
+
+    On CUDA `pure_bf16` runs the same arithmetic in the kernel of `split`, which reads and writes
+    bf16 in wide accesses: 3.5 instead of 4.5 ms for 0.6B parameters (H100).
+    """
 
     def __init__(self, named: dict[str, nn.Parameter], settings: AdamSettings) -> None:
         self._named = named
+        self._settings = settings
+        first = next(iter(named.values()))
+        self._own_kernel = (
+            first.is_cuda and first.dtype == torch.bfloat16 and find_spec("triton") is not None
+        )
         decayed = [p for n, p in named.items() if is_decayed(n, p)]
         others = [p for n, p in named.items() if not is_decayed(n, p)]
         groups = [
@@ -94,12 +104,32 @@ class _TorchUpdate:
             }
 
     def apply(self, lr: float, grad_scale: Tensor, found_inf: Tensor) -> None:
+        if self._own_kernel:
+            self._apply_own(lr, grad_scale, found_inf)
+            return
         for group in self._adam.param_groups:
             group["lr"] = lr
         # The fused kernel divides by grad_scale and honours found_inf on the device.
         self._adam.grad_scale = grad_scale  # type: ignore[attr-defined]
         self._adam.found_inf = found_inf  # type: ignore[attr-defined]
         self._adam.step()
+
+    def _apply_own(self, lr: float, grad_scale: Tensor, found_inf: Tensor) -> None:
+        from trainer_tui.engine.fast_split import advance
+        from trainer_tui.engine.fast_split_kernel import launch
+
+        step = self._adam.state[next(iter(self._named.values()))]["step"]
+        scalars = advance(step, grad_scale, found_inf, self._settings)
+        for number, (name, parameter) in enumerate(self._named.items()):
+            if parameter.grad is None:
+                continue
+            entry = self._adam.state[parameter]
+            launch(
+                parameter.data, None, parameter.grad, entry["exp_avg"], entry["exp_avg_sq"],
+                scalars, step, number, lr,
+                self._settings.weight_decay if is_decayed(name, parameter) else 0.0,
+                self._settings,
+            )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

@@ -19,8 +19,8 @@ from trainer_tui.engine.fast_blocks import (
     join_linears_of_one_input,
     recompute_activations,
 )
-from trainer_tui.engine.fast_packed_launch import TILES, Tile, blocks
-from trainer_tui.engine.fast_qkv import fuse_attention
+from trainer_tui.engine.fast_packed_launch import LARGE, SMALL, Tile, blocks
+from trainer_tui.engine.fast_qkv import QKV_LARGE, fuse_attention
 from trainer_tui.engine.model_math import math_of, model_flops_utilisation
 
 SHAPE: dict[str, Any] = {
@@ -56,8 +56,18 @@ def test_heads_are_stacked_only_where_they_share_a_key_head() -> None:
     tile = Tile(rows=128, columns=64, warps=8, stages=2)
     assert [tile.heads_stacked(group) for group in (1, 2, 3, 4, 7, 8)] == [1, 2, 1, 2, 1, 2]
     assert tile.query_tokens(2) == 64
-    for tile in (TILES.forward, TILES.query_gradient):
-        assert tile.query_tokens(2) * tile.heads_stacked(2) == tile.rows
+    for tiles in (LARGE, SMALL, QKV_LARGE):
+        for tile in (tiles.forward, tiles.query_gradient):
+            assert tile.query_tokens(2) * tile.heads_stacked(2) == tile.rows
+
+
+def test_fused_and_plain_attention_share_their_work_lists() -> None:
+    for plain, fused in zip(_each(LARGE), _each(QKV_LARGE), strict=True):
+        assert (plain.rows, plain.stack) == (fused.rows, fused.stack)
+
+
+def _each(tiles: Any) -> tuple[Tile, ...]:
+    return tiles.forward, tiles.query_gradient, tiles.key_gradient
 
 
 class Block(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import engine_driver
 import pytest
 import torch
 from engine_driver import Driver, toy_rows
@@ -16,6 +17,13 @@ from trainer_tui.safety import checkpoints
 from trainer_tui.safety.messages import Committed, Ready, Said, StepDone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _time_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    # float32 under autocast compiles for half a minute where several tests run at once.
+    monkeypatch.setattr(engine_driver, "DEADLINE_S", 200.0)
+
 
 GPU = {
     "tokens_per_step": 2048,
