@@ -17,7 +17,7 @@ import msgspec
 
 from trainer_tui.daemon import after_end, memory_wait
 from trainer_tui.daemon.after_end import End, Record, Verdict
-from trainer_tui.daemon.desk import Desk
+from trainer_tui.daemon.desk import Desk, Where
 from trainer_tui.daemon.memory_wait import Need
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
@@ -29,6 +29,7 @@ from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("daemon")
 LEFTOVER_GRACE_S = 5.0
+STACK_CHARACTERS = 8000
 
 
 class Aftermath:
@@ -83,7 +84,7 @@ class Aftermath:
         if finding.action is Action.SMALLER_MICRO_BATCH:
             await self._shrink_steps()
         if end.in_hand is not None:
-            await self._set_aside(end.in_hand, verdict)
+            await self._set_aside(end.in_hand, verdict, _where(trainer, evidence))
         await self._keep_incident(trainer, end, evidence, verdict)
         return verdict
 
@@ -97,13 +98,17 @@ class Aftermath:
             text = f"the next trainer begins with a micro-batch of {min(sizes.values())} tokens"
             self._teller.say("info", "trainer", text)
 
-    async def _set_aside(self, job_id: int, verdict: Verdict) -> None:
+    async def _set_aside(self, job_id: int, verdict: Verdict, where: Where) -> None:
         finding = verdict.finding
         await self._desk.end_attempt(job_id, "crashed", str(finding.crash_class))
         if verdict.park:
             name = self._desk.name_of(job_id)
             await self._desk.fail(
-                job_id, str(finding.crash_class), finding.text, finding.suggestion
+                job_id,
+                str(finding.crash_class),
+                finding.text,
+                finding.suggestion,
+                where=where,
             )
             text = f"#{job_id} {name} was set aside: {finding.text}"
             self._teller.say("error", "job", text, job=job_id)
@@ -182,6 +187,19 @@ class Aftermath:
             await asyncio.sleep(0.1)
         if group is not None:
             await asyncio.to_thread(cgroup.remove, group)
+
+
+def _where(trainer: Trainer, evidence: Evidence) -> Where:
+    """From what the trainer said, else from its last heartbeat and its last words."""
+    said = evidence.reported or {}
+    beat = heartbeat.read(trainer.heartbeat)
+    rows = said.get("rows") or [0]
+    return Where(
+        phase=str(said.get("phase") or (beat.phase.label if beat else "")),
+        step=int(said.get("global_step") or (beat.global_step if beat else 0)),
+        stack=str(said.get("stack") or evidence.fault_text)[-STACK_CHARACTERS:],
+        line=int(rows[0]),
+    )
 
 
 def _memory_total_bytes() -> int:

@@ -39,6 +39,7 @@ EVENT_EVERY_S = 0.1
 LOOK_EVERY_S = 5.0  # quiet hours and `not_before` pass without any change of ours
 WATCHED = 200  # so many of the first jobs are told about when only their place changed
 PIECE_JOBS = 500
+PERMANENT = ("data_error", "plan_changed")  # the same file would fail the same way
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,19 @@ class Trainable:
     folder: Path
     file_sha256: str
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where in the trainer it happened, as far as that is known. `line`: the first of the step."""
+
+    phase: str = ""
+    step: int = 0
+    stack: str = ""
+    line: int = 0
+
+
+NOWHERE = Where()
 
 
 class Desk:
@@ -205,11 +219,20 @@ class Desk:
         message: str,
         hint: str,
         fraction: float | None = None,
+        where: Where = NOWHERE,
     ) -> None:
         """Set a job aside; a skipped one goes on from there when it is retried."""
-        skipped = error_class == "skipped"
-        error = JobError(error_class=error_class, message=message, hint=hint, retryable=True)
-        kept = fraction if skipped else None
+        error = JobError(
+            error_class=error_class,
+            message=message,
+            hint=hint,
+            line=where.line,
+            phase=where.phase,
+            step=where.step,
+            stack=where.stack,
+            retryable=error_class not in PERMANENT,
+        )
+        kept = fraction if error_class == "skipped" else None
         await self.ask(lambda queue: queue.fail(job_id, error, skipped_fraction=kept))
 
     # --- views -----------------------------------------------------------------------------------

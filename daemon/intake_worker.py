@@ -10,6 +10,7 @@ import asyncio
 import base64
 import logging
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from trainer_tui.safety import logs, processes
+from trainer_tui.queue.job import DATA_NAME
+from trainer_tui.safety import durable, logs, processes
 from trainer_tui.safety.processes import RUN_KEY
 from trainer_tui.safety.workspace import Workspace
 
@@ -25,6 +27,8 @@ log = logging.getLogger("intake")
 MODULE = "trainer_tui.queue.intake_worker"
 REPLY_BYTES = 16 << 20
 END_TIMEOUT_S = 5.0
+WAIT_BASE_S = 3000.0
+WAIT_BYTES_PER_S = 5_000
 
 
 class Reply(msgspec.Struct, frozen=True, rename={"error_class": "class"}):
@@ -60,33 +64,46 @@ class IntakeWorker:
             "added_by": added_by,
         }
         async with self._turn:
-            return await self._ask(request)
+            return await self._ask(request, await asyncio.to_thread(_limit_s, path))
 
     async def check(self, job: Path) -> Reply:
         """Make the report of a job's directory again, in a staging directory."""
         async with self._turn:
-            return await self._ask({"do": "check", **_named(job)})
+            limit_s = await asyncio.to_thread(_limit_s, job / DATA_NAME)
+            return await self._ask({"do": "check", **_named(job)}, limit_s)
 
-    async def _ask(self, request: dict[str, Any]) -> Reply:
+    def _clear_away(self, pid: int) -> None:
+        """What a dead worker was copying."""
+        for folder in self._workspace.queue.glob(f"{durable.STAGING_PREFIX}{pid}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _ask(self, request: dict[str, Any], limit_s: float) -> Reply:
         line = msgspec.json.encode(request) + b"\n"
         for _ in range(2):  # an idle worker may end just when we write to it
             process = await self._running()
             assert process.stdin is not None and process.stdout is not None
+            answer, late = b"", False
             try:
-                process.stdin.write(line)
-                await process.stdin.drain()
-                answer = await process.stdout.readline()
+                async with asyncio.timeout(limit_s):
+                    process.stdin.write(line)
+                    await process.stdin.drain()
+                    answer = await process.stdout.readline()
             except (BrokenPipeError, ConnectionResetError):
-                answer = b""
+                pass
+            except TimeoutError:
+                late = True
+                kill(process)
             if answer:
                 return _decode(answer)
             code = await process.wait()
             self._process = None
+            await asyncio.to_thread(self._clear_away, process.pid)
             if code != 0:
+                how = f"had no answer in {limit_s:.0f} s" if late else f"ended with {code}"
                 return Reply(
                     False,
                     error_class="worker_died",
-                    message=f"the intake worker ended with {code} over this file",
+                    message=f"the intake worker {how} over this file",
                     hint="state/logs/intake.out",
                 )
         return Reply(False, error_class="worker_died", message="the intake worker does not stay")
@@ -129,6 +146,16 @@ def kill(process: asyncio.subprocess.Process) -> None:
     found = processes.identify(process.pid)
     if found is not None:
         processes.send(found, signal.SIGKILL)
+
+
+def _limit_s(path: Path) -> float:
+    """Seconds of the clock for a file: ten times those of the processor that the worker gives
+    itself, because training comes first; it is there for a disk that does not answer."""
+    try:
+        size = path.lstat().st_size
+    except OSError:
+        size = 0
+    return WAIT_BASE_S + size / WAIT_BYTES_PER_S
 
 
 def _named(path: Path) -> dict[str, str]:

@@ -132,8 +132,14 @@ def check(workspace: Workspace, job: Path, context: Context, memory: Memory) -> 
         raise
 
 
+def staging_prefix(pid: int) -> str:
+    """Of everything that this worker stages: whoever ends it can clear that away."""
+    return f"{durable.STAGING_PREFIX}{pid}-"
+
+
 def _new_folder(workspace: Workspace) -> Path:
-    folder = workspace.queue / f"{durable.STAGING_PREFIX}{secrets.token_hex(8)}"
+    name = f"{staging_prefix(os.getpid())}{secrets.token_hex(8)}"
+    folder = workspace.queue / name
     try:
         durable.make_directory(folder)
     except OSError:

@@ -170,7 +170,10 @@ def test_a_file_that_always_kills_the_trainer_is_set_aside_after_3_attempts(serv
     job = daemon.until_job("bad.jsonl", "failed")
     daemon.until_job("good.jsonl", "completed")
     assert daemon.training()["restarts"] == 3
-    assert job["error"]["class"] == "unknown"
+    assert job["error"]["class"] == "unknown" and job["error"]["retryable"]
+    (file,) = daemon.workspace.queue.glob("failed/*/error.json")
+    kept = json.loads(file.read_bytes())
+    assert (kept["phase"], kept["step"]) == ("micro-step", 2) and kept["hint"]
     assert daemon.training()["intent"]["training"] == "run"
 
 

@@ -193,12 +193,14 @@ def test_taken_within_three_seconds(daemon: Harness) -> None:
 QUICK_DEATHS = """
 from trainer_tui.daemon import inbox, intake_worker
 intake_worker.MODULE = "dying_worker"; inbox.FAILED_AGAIN_S = 0.1
+intake_worker.WAIT_BASE_S = 12.0
 """
 
 
 def test_a_file_that_ends_the_worker_is_tried_three_times_and_others_are_taken(
     tmp_path: Path,
 ) -> None:
+    """Also one over which it sleeps: it has its time. What it had copied is cleared away."""
     harness = Harness(make_workspace(tmp_path / "ws", "poll_interval = 0.5\n"))
     harness.prelude = QUICK_DEATHS
     harness.start()
@@ -210,6 +212,9 @@ def test_a_file_that_ends_the_worker_is_tried_three_times_and_others_are_taken(
         looked_at(harness, "healthy.jsonl")
         assert len(deaths.read_text().splitlines()) == 3
         assert (inbox / "deadly.jsonl").exists() and harness.job("deadly.jsonl") is None
+        assert not list(harness.workspace.queue.glob(".staging-*"))
+        (inbox / "sleepy.jsonl").write_bytes(chat_rows(2, "sleepy"))
+        wait_for(lambda: harness.said("had no answer in 12 s over this file"), SOON_S)
         (inbox / "deadly.jsonl").write_bytes(chat_rows(3, "deadly, corrected"))
         wait_for(lambda: len(deaths.read_text().splitlines()) > 3, SOON_S)
     finally:
