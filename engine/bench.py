@@ -28,7 +28,7 @@ from trainer_tui.engine import loading, rng
 from trainer_tui.engine.attention import attach_packed_attention, attached_backend
 from trainer_tui.engine.checkpoint import CommitFailed, Committer
 from trainer_tui.engine.checkpoint_files import Place
-from trainer_tui.engine.fast_blocks import compile_blocks, recompute_activations
+from trainer_tui.engine.fast_blocks import compile_blocks
 from trainer_tui.engine.metrics import percentile, resident_bytes
 from trainer_tui.engine.model_math import math_of, model_flops_utilisation, peak_flops
 from trainer_tui.engine.optimizer import MasterAdamW
@@ -132,16 +132,16 @@ def measure(arguments: argparse.Namespace) -> Report:
     """Raises Refused: the model cannot be used; torch.OutOfMemoryError: nothing fits."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = loading.plan_precision(arguments.precision, device)
+    if not arguments.micro_batch:
+        arguments.micro_batch = min(arguments.tokens, plan.micro_batch_tokens)
     rng.seed_all(1)
     model = _model(arguments, plan.weights).to(device)
     vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     attention = attach_packed_attention(
         model, arguments.attention, torch.bfloat16 if plan.autocast else None
     )
-    if plan.recompute:
-        recompute_activations(model)
     if device.type == "cuda" and attached_backend(model).compiles:
-        compile_blocks(model)
+        compile_blocks(model, memory_budget=plan.memory_budget)
     optimizer = MasterAdamW(model, plan.optimizer, moments=plan.moments)
     stepper = Stepper(model, optimizer, device, arguments.micro_batch, 1.0, plan.autocast)
     longest = min(LONGEST, arguments.micro_batch)
@@ -267,7 +267,6 @@ def main() -> int:
     on_gpu = torch.cuda.is_available()
     arguments.shape = arguments.shape or ("qwen3-0.6b" if on_gpu else "toy")
     arguments.tokens = arguments.tokens or (32768 if on_gpu else 2048)
-    arguments.micro_batch = arguments.micro_batch or min(arguments.tokens, 32768)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     try:
         report = measure(arguments)

@@ -38,15 +38,20 @@ log = logging.getLogger("trainer.loading")
 
 @dataclass(frozen=True, slots=True)
 class PrecisionPlan:
-    """What a config's `precision` means on this device."""
+    """What a config's `precision` means on this device.
+
+    `memory_budget`: share of the activations kept (`compile_blocks`). `micro_batch_tokens`: where
+    the search for what fits begins.
+    """
 
     name: str
     optimizer: Precision
     weights: torch.dtype
     moments: Moments
     autocast: bool
-    recompute: bool
     note: str = ""
+    memory_budget: float = 1.0
+    micro_batch_tokens: int = 32_768
 
 
 @dataclass(slots=True)
@@ -70,19 +75,20 @@ def plan_precision(wanted: str, device: torch.device) -> PrecisionPlan:
     """Resolve `auto` and what a CPU cannot do; a CPU trains float32."""
     if device.type == "cpu":
         note = "" if wanted in ("auto", "fp32", "master") else f"a CPU trains fp32, not {wanted}"
-        return PrecisionPlan("fp32", "fp32", torch.float32, "float32", False, False, note)
+        return PrecisionPlan("fp32", "fp32", torch.float32, "float32", False, note)
     match wanted:
         case "auto" | "master":
-            return PrecisionPlan("master", "split", torch.bfloat16, "float32", False, False)
+            return PrecisionPlan("master", "split", torch.bfloat16, "float32", False)
         case "lean":
-            return PrecisionPlan("lean", "split", torch.bfloat16, "8bit", False, True)
+            return PrecisionPlan(
+                "lean", "split", torch.bfloat16, "bfloat16", False,
+                memory_budget=0.9, micro_batch_tokens=8192,
+            )  # fmt: skip
         case "pure_bf16":
             note = "pure_bf16 loses small updates: at a rate of 1e-5 about 14 % of weights move"
-            return PrecisionPlan(
-                "pure_bf16", "pure_bf16", torch.bfloat16, "float32", False, False, note
-            )
+            return PrecisionPlan("pure_bf16", "pure_bf16", torch.bfloat16, "float32", False, note)
         case _:
-            return PrecisionPlan("fp32", "fp32", torch.float32, "float32", True, False)
+            return PrecisionPlan("fp32", "fp32", torch.float32, "float32", True)
 
 
 def load(

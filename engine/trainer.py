@@ -22,11 +22,11 @@ from trainer_tui.engine.checkpoint import Committer, NotFinite
 from trainer_tui.engine.checkpoint_files import Place
 from trainer_tui.engine.control import Control
 from trainer_tui.engine.evaluate import Budget, Evaluator, Series
-from trainer_tui.engine.fast_blocks import compile_blocks, recompute_activations
+from trainer_tui.engine.fast_blocks import compile_blocks
 from trainer_tui.engine.feed import Job, Opener, Pinned, rendered
 from trainer_tui.engine.head_loss import verify_head
 from trainer_tui.engine.incidents import Watch
-from trainer_tui.engine.loading import Loaded, load
+from trainer_tui.engine.loading import Loaded, PrecisionPlan, load
 from trainer_tui.engine.loop import Loop
 from trainer_tui.engine.measuring import Measuring
 from trainer_tui.engine.metrics import Meter, Sink, open_sinks
@@ -43,7 +43,6 @@ from trainer_tui.safety.messages import Ready
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("trainer")
-GPU_MICRO_BATCH_TOKENS = 32768  # where the search for what fits begins
 
 
 class NanStop(Exception):
@@ -95,7 +94,7 @@ class Trainer:
             model=loaded.model,
             optimizer=loaded.optimizer,
             device=device,
-            micro_batch_tokens=micro_batch_tokens(config, device),
+            micro_batch_tokens=micro_batch_tokens(config, device, loaded.precision),
             max_grad_norm=config.max_grad_norm,
             autocast=loaded.precision.autocast,
             between=lambda index: heart.beat(Phase.MICRO_STEP, micro_step=index),
@@ -126,12 +125,10 @@ class Trainer:
         with session.stepper.precision():
             prove_isolation(loaded.model)
             verify_head(loaded.model)
-        if loaded.precision.recompute:
-            recompute_activations(loaded.model)
         if on_gpu:
             session.heart.beat(Phase.COMPILE)
             if attached_backend(loaded.model).compiles:
-                compile_blocks(loaded.model)
+                compile_blocks(loaded.model, memory_budget=loaded.precision.memory_budget)
             vocabulary = int(loaded.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
             remembered = _Remembered(self._workspace, session)
             session.stepper.micro_batch_tokens = remembered.limit(
@@ -255,13 +252,13 @@ def pick_device(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def micro_batch_tokens(config: Config, device: torch.device) -> int:
+def micro_batch_tokens(config: Config, device: torch.device, plan: PrecisionPlan) -> int:
     """What a micro-batch begins with, before anything is known to fit."""
     if config.micro_batch_tokens:
         return config.micro_batch_tokens
     if device.type == "cpu":
         return config.pack_tokens
-    return max(config.pack_tokens, min(GPU_MICRO_BATCH_TOKENS, config.tokens_per_step))
+    return max(config.pack_tokens, min(plan.micro_batch_tokens, config.tokens_per_step))
 
 
 class _Remembered:

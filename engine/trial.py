@@ -19,7 +19,7 @@ import torch
 
 from trainer_tui.engine.attention import attach_packed_attention, attached_backend
 from trainer_tui.engine.deaths import Request
-from trainer_tui.engine.fast_blocks import compile_blocks, recompute_activations
+from trainer_tui.engine.fast_blocks import compile_blocks
 from trainer_tui.engine.feed import Job, JobRefusal, Opener, Pinned
 from trainer_tui.engine.hunt import Opened
 from trainer_tui.engine.loading import Loaded, load
@@ -88,15 +88,13 @@ class Trial:
 def _stepper(loaded: Loaded, config: Config, device: torch.device) -> Stepper:
     compute = torch.bfloat16 if loaded.precision.autocast else None
     attach_packed_attention(loaded.model, config.attention, compute)
-    if loaded.precision.recompute:
-        recompute_activations(loaded.model)
     if device.type == "cuda" and attached_backend(loaded.model).compiles:
-        compile_blocks(loaded.model)
+        compile_blocks(loaded.model, memory_budget=loaded.precision.memory_budget)
     return Stepper(
         model=loaded.model,
         optimizer=loaded.optimizer,
         device=device,
-        micro_batch_tokens=micro_batch_tokens(config, device),
+        micro_batch_tokens=micro_batch_tokens(config, device, loaded.precision),
         max_grad_norm=config.max_grad_norm,
         autocast=loaded.precision.autocast,
     )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from trainer_tui.engine.fast_split import join, random_bits, round_stochastically, split
+from trainer_tui.engine.loading import plan_precision
 from trainer_tui.engine.optimizer import AdamSettings, MasterAdamW, Moments, Precision
 from trainer_tui.safety.errors import Corrupt, Refused
 
@@ -167,3 +168,14 @@ def test_stochastic_rounding_keeps_the_mean() -> None:
 def test_parameters_of_another_type_are_refused() -> None:
     with pytest.raises(Refused, match="needs torch"):
         MasterAdamW(Small(), "split")
+
+
+@pytest.mark.parametrize("precision", ["auto", "master", "lean", "fp32", "pure_bf16"])
+def test_every_precision_a_config_may_name_can_train(precision: str) -> None:
+    plan = plan_precision(precision, torch.device("cuda"))  # planned for a card, made on the CPU
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)).to(plan.weights)
+    optimizer = MasterAdamW(model, plan.optimizer, moments=plan.moments)
+    before = model[1].weight.detach().float().clone()
+    model(torch.tensor([3])).float().sum().backward()
+    optimizer.clip_and_step(1e-2, 1.0, 1.0)
+    assert not torch.equal(before, model[1].weight.detach().float())
