@@ -178,8 +178,10 @@ class DiskWatch:
             self._last_forecast_s = now_s
             self._history.append((now_s, disk.free_bytes(self._workspace.root)))
         found = self.measure()
-        calm = now_s - self._born_s > BALLAST_AFTER_S and found.room_for_next_save
-        if calm and not self._ballast.there:
+        # Not where it would itself take what has to stay free: it would come and go for ever.
+        enough = (found.floor_bytes + found.next_save_bytes) * disk.RESUME_FACTOR
+        roomy = found.free_bytes - disk.BALLAST_BYTES >= enough
+        if now_s - self._born_s > BALLAST_AFTER_S and roomy and not self._ballast.there:
             self._ballast.put()
         return found
 

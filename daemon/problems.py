@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -98,6 +99,15 @@ def install(app: FastAPI, show: Callable[[object], Awaitable[object]]) -> None:
                 404, f"there is no {request.url.path}", "see /v1/openapi.json", **headers
             )
         return response(error.status_code, str(error.detail), **headers)
+
+    @app.exception_handler(OSError)
+    async def disk(request: Request, error: OSError) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "trainer-tui disk shows what would go, and why"
+            return response(507, "the disk is full: nothing was changed", hint)
+        reason = error.strerror or str(error)
+        return response(500, f"the disk failed at this: {reason}", "trainer-tui logs")
 
     @app.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> Response:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from daemon_harness import plant, wait_for
+import pytest
+from daemon_harness import Harness, make_workspace, plant, wait_for
 
 from trainer_tui.daemon.disk_watch import STAGING_AGE_S, StagingOwner
 from trainer_tui.safety import clock, disk, durable
@@ -116,3 +120,57 @@ def test_an_owner_that_fails_is_said_and_training_waits(serve):
     wait_for(lambda: daemon.said("no room could be made"), 30)
     assert daemon.get("/v1/disk")["holding"]
     assert disk.WITHOUT_EFFECT_LIMIT == 8
+
+
+SMALL = "[disk]\nmin_free_gb = 0.002\nmin_free_share = 0.5\n"
+AT_ONCE = (
+    "from trainer_tui.daemon import disk_watch as w; w.LOOK_EVERY_S = 0.3; w.BALLAST_AFTER_S = 0"
+)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "small", str(place)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here (needs root)")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place):
+    """Take every byte that is free now, and none that comes free meanwhile."""
+    left = shutil.disk_usage(place).free
+    with (place / "filler").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while left > 0:
+            left -= stream.write(bytes(min(left, 1 << 16)))
+
+
+@pytest.mark.parametrize("ballast", [True, False], ids=["ballast", "without"])
+def test_on_a_full_disk_the_ballast_lets_a_person_pause(small_disk, ballast):
+    """With it a pause is durable on a disk that was just filled; without it, it is refused."""
+    daemon = Harness(make_workspace(small_disk / "ws", SMALL))
+    no_ballast = "; w.Ballast.put = lambda self: False"
+    daemon.prelude = AT_ONCE if ballast else AT_ONCE + no_ballast
+    daemon.start()
+    file = daemon.workspace.state / "ballast"
+    try:
+        if ballast:
+            wait_for(lambda: file.exists() and file.stat().st_blocks * 512 >= 32 << 20, 30)
+        fill(small_disk)
+        if ballast:
+            wait_for(lambda: not file.exists(), 30, "the ballast is given up")
+        answer = daemon.call("POST", "/v1/training/pause", {}, timeout_s=60)
+        assert answer.status == (200 if ballast else 507), answer
+        if ballast:
+            assert json.loads(daemon.workspace.intent_file.read_bytes())["training"] == "pause"
+        else:
+            assert answer.json["detail"] == "the disk is full: nothing was changed"
+            assert answer.json["hint"] == "trainer-tui disk shows what would go, and why"
+        (small_disk / "filler").unlink()
+        if ballast:
+            wait_for(file.exists, 30, "it is put back when there is room")
+    finally:
+        (small_disk / "filler").unlink(missing_ok=True)
+        daemon.close()
