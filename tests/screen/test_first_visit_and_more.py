@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,12 @@ def test_checkpoints_and_pauses_are_marked() -> None:
     marks = marks_of(View(curves={"loss": points}, said=said), UNICODE)
     found = {(mark.step, mark.place, mark.role) for mark in marks}
     assert found == {(20, "axis", "good"), (30, "foot", "warn"), (40, "foot", "bad")}
+
+
+def test_steps_without_a_finite_loss_are_marked() -> None:
+    points = tuple(Point(step=s, mean=math.nan if s == 7 else 1.0) for s in range(20))
+    marks = marks_of(View(curves={"loss": points}), UNICODE)
+    assert [(mark.step, mark.label, mark.place) for mark in marks] == [(7, UNICODE.cross, "foot")]
 
 
 def test_moments_as_people_write_them() -> None:

@@ -149,6 +149,23 @@ async def test_a_drag_to_the_end_puts_it_last(server: Any, stage: Any) -> None:
         assert on.names()[-1] == "refunds.jsonl"
 
 
+async def test_a_drag_at_the_edge_scrolls(server: Any, stage: Any, fake: Any) -> None:
+    server.state.jobs = fake.many_jobs(60)
+    server.state._replace()
+    async with stage(server) as on:
+        queue = on.app.queue
+        last = queue.size.height - 2
+        await on.pilot.mouse_down(queue, offset=(5, 2))
+        await on.pilot.hover(queue, offset=(5, last))
+        await on.until(lambda: "batch-0012" in on.text("queue"), "scrolled on by itself")
+        assert "━━ #1000" in on.text("queue"), "the insertion mark comes along"
+        await on.pilot.hover(queue, offset=(5, last - 1))
+        await on.pilot.mouse_up(queue, offset=(5, last - 1))
+        await on.settled()
+        assert on.asked()[-1][:2] == ("PATCH", "/v1/jobs/1000")
+        assert on.asked()[-1][2]["before"] > 1008, "dropped where it was seen"
+
+
 async def test_a_click_without_moving_changes_nothing(server: Any, stage: Any) -> None:
     async with stage(server) as on:
         await on.pilot.click(on.app.queue, offset=(5, 3))
@@ -297,6 +314,32 @@ def test_notifications_cross_ssh_where_the_terminal_knows_them() -> None:
     assert notification("x", {"TERM": "xterm-256color"}) == "\x07"
     assert notification("x", {"TERM": "xterm-kitty", "TMUX": "1"}).startswith("\x1bPtmux;")
     assert "\x1b" not in title("a\x1bb").removeprefix("\x1b")
+
+
+async def test_an_error_calls_only_who_looks_elsewhere(server: Any, stage: Any) -> None:
+    async with stage(server) as on:
+        written: list[str] = []
+        on.app.to_terminal = written.append
+        on.app.app_focus = True
+        server.state.said("error", "trainer", "the first")
+        await on.until(lambda: "the first" in on.text("events"), "the first error")
+        on.app.app_focus = False
+        server.state.said("warning", "trainer", "a warning")
+        await on.until(lambda: "a warning" in on.text("events"), "the warning")
+        assert not [text for text in written if "\x07" in text and "]2;" not in text]
+        server.state.said("error", "trainer", "the second")
+        await on.until(lambda: [text for text in written if text.endswith("\x07")], "the call")
+
+
+async def test_the_title_follows_the_state(server: Any, stage: Any) -> None:
+    async with stage(server) as on:
+        written: list[str] = []
+        on.app.to_terminal = written.append
+        await on.press("p")
+        await on.until(lambda: "\x1b]2;paused · gpubox\x07" in written, "the title")
+        server.state.one_step()
+        await on.pilot.pause(1.1)
+        assert len(written) == 1, "no word about every step"
 
 
 async def test_ctrl_c_leaves_too(server: Any, stage: Any) -> None:

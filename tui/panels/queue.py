@@ -244,6 +244,13 @@ class QueuePanel(ListPanel):
             rows.insert(max(0, min(at, len(rows))), self._insertion(width))
         return rows
 
+    def window(self, total: int, height: int) -> range:
+        """While a job is dragged the rows follow the mouse, not the selection."""
+        if self.drag is None:
+            return super().window(total, height)
+        self._top = max(0, min(self._top, total - height))
+        return range(self._top, min(total, self._top + height))
+
     def _mark_above(self, job: Job, waiting: list[int]) -> bool:
         drag = self.drag
         if drag is None or drag.before is None or drag.before >= len(waiting):
@@ -284,6 +291,9 @@ class QueuePanel(ListPanel):
         waiting = [job.id for job in self.screen_app.view.waiting]
         jobs = self.jobs
         index = max(0, min(self._top + max(0, y - 1), len(jobs)))
+        rows = self.size.height - 2
+        if self._top + rows < len(jobs):  # the mark takes a row: above the last one in sight
+            index = min(index, self._top + rows - 2)
         ahead = [job for job in jobs[:index] if job.state == "waiting"]
         before = (
             len(waiting)
@@ -312,7 +322,6 @@ class QueuePanel(ListPanel):
         top = max(0, min(self._top + self._edge_step, limit))
         if top != self._top and self.drag is not None:
             self._top = top
-            self._index = max(top, min(self._index, top + height - 1))
             self._aim(1 if self._edge_step < 0 else self.size.height - 2)
             self.repaint()
 
