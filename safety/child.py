@@ -5,6 +5,7 @@ By name, so that the daemon can start the engine without importing it.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import NoReturn
 
 TRAINER_ENTRY = "trainer_tui.engine.entry"
 
@@ -38,4 +40,13 @@ def _first(entry: str, connection: Connection, spec: bytes, output: str) -> None
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     run: Callable[[Connection, bytes], int] = importlib.import_module(entry).run
-    sys.exit(run(connection, spec))
+    _leave(run(connection, spec))
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End at once. The entry has closed what it opened; taking torch's modules apart one by one
+    would only hold up whoever waits for this process, on a busy machine for seconds."""
+    atexit._run_exitfuncs()  # logs are flushed, and helpers of libraries are told
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(exit_code)
