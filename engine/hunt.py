@@ -76,7 +76,7 @@ class Trials:
 
     def __init__(self, parent: Connection, spec: bytes) -> None:
         self._parent, self._spec = parent, spec
-        self._context = multiprocessing.get_context(METHOD)
+        self._context: Any = multiprocessing.get_context(METHOD)  # its kind is not typed
         self._context.set_forkserver_preload(PRELOADED)
         self._process: Any = None
         self._pipe: Connection | None = None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import os
 import socket
+import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,6 +100,55 @@ def test_what_is_no_plain_file_is_said_once_and_never_opened(workspace: Workspac
         with pytest.raises(Refused):
             open_source(workspace.inbox / name)
     listener.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's file")
+def test_another_users_file_and_a_device_are_refused(workspace: Workspace, tmp_path: Path) -> None:
+    """A hard link carries the rights of its file: it may be one that only we can read."""
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(b"secret\n")
+    os.chown(theirs, 12345, 12345)
+    (workspace.inbox / "link.jsonl").hardlink_to(theirs)
+    os.mknod(workspace.inbox / "null.jsonl", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.mknod(workspace.inbox / "disk.jsonl", stat.S_IFBLK | 0o600, os.makedev(7, 0))
+    inbox = Inbox(workspace)
+    said = inbox.look(0.0).odd
+    assert len(said) == 3 and not inbox.look(9.0).ready
+    for name, reason in (("link", "hard link"), ("null", "not a plain"), ("disk", "not a plain")):
+        with pytest.raises(Refused, match=reason):
+            open_source(workspace.inbox / f"{name}.jsonl")
+    assert theirs.read_bytes() == b"secret\n"
+    ours = tmp_path / "ours"
+    ours.write_bytes(b"fine\n")
+    (workspace.inbox / "ours.jsonl").hardlink_to(ours)
+    os.close(open_source(workspace.inbox / "ours.jsonl"))
+
+
+def test_a_writer_that_breaks_the_lease_does_not_end_the_process(workspace: Workspace) -> None:
+    """SIGIO, whose default action ends a process, comes to whoever holds a lease that is broken."""
+    path = workspace.inbox / "a.jsonl"
+    path.write_bytes(b"fine\n")
+    if not leases_work(workspace.root):
+        pytest.skip("no leases on this filesystem")
+    code = (
+        "import contextlib, os, sys, time; from pathlib import Path\n"
+        "from trainer_tui.queue.intake import open_source\n"
+        "from trainer_tui.safety.errors import Refused\n"
+        "end = time.monotonic() + 1.5; taken = busy = 0\n"
+        "while time.monotonic() < end:\n"
+        "    try: os.close(open_source(Path(sys.argv[1]))); taken += 1\n"
+        "    except Refused: busy += 1\n"
+        "print(taken, busy)\n"
+    )
+    command = (sys.executable, "-c", code, str(path))
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE)
+    while reader.poll() is None:
+        with contextlib.suppress(BlockingIOError):
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    assert reader.stdout is not None
+    assert reader.returncode == 0, "ended by a signal"
+    taken, busy = map(int, reader.stdout.read().split())
+    assert taken and busy, "the two never met"
 
 
 def test_a_symlinked_inbox_folder_is_not_followed(workspace: Workspace, tmp_path: Path) -> None:
