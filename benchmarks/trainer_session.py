@@ -77,12 +77,12 @@ def make_model(folder: Path, shape: str) -> None:
 
 
 def rows(tokens: int, generator: np.random.Generator) -> list[str]:
-    """Chats of about `tokens` tokens together; a word is about one and a half tokens."""
+    """Chats of about `tokens` tokens together; a word is about two tokens."""
     made: list[str] = []
     left = tokens
     while left > 0:
         length = int(np.clip(generator.lognormal(6.0, 0.7), 32, 3000))
-        words = [WORDS[i] for i in generator.integers(0, len(WORDS), max(4, int(length / 1.5)))]
+        words = [WORDS[i] for i in generator.integers(0, len(WORDS), max(4, int(length / 2.1)))]
         cut = int(0.4 * len(words))
         turns = [
             {"role": "user", "content": " ".join(words[:cut])},

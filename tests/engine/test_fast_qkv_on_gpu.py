@@ -1,0 +1,110 @@
+"""Qwen3's fused attention against plain float32 arithmetic: right, isolated, the same every time.
+
+Skipped where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer_tui.engine import fast_qkv
+from trainer_tui.engine.attention import sdpa_documents
+from trainer_tui.engine.fast_packed_launch import SMALL, Tiles, blocks
+from trainer_tui.engine.fast_qkv import QKV_LARGE, Rotary
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128
+LENGTHS = (32, 700, 129, 1, 513, 64)
+SECOND = slice(32, 732)
+
+
+def given() -> tuple[Rotary, Tensor]:
+    """A joint projection and the gradient of the attention's output."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda")
+
+    tokens = sum(LENGTHS)
+    at = torch.cat([torch.arange(n, device="cuda") for n in LENGTHS]).float()
+    inverse = 1e6 ** (-torch.arange(0, HEAD_DIM, 2, device="cuda") / HEAD_DIM)
+    angles = (at[:, None] * inverse).repeat(1, 2)
+    rotary = Rotary(
+        qkv=normal(tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM).bfloat16(),
+        q_weight=(1 + 0.1 * normal(HEAD_DIM)).bfloat16(),
+        k_weight=(1 + 0.1 * normal(HEAD_DIM)).bfloat16(),
+        cos=angles.cos().bfloat16(),
+        sin=angles.sin().bfloat16(),
+        kv_heads=KV_HEADS,
+        eps=1e-6,
+        scale=HEAD_DIM**-0.5,
+    )
+    return rotary, normal(tokens, HEADS, HEAD_DIM).bfloat16()
+
+
+def ours(rotary: Rotary, upstream: Tensor, tiles: Tiles) -> list[Tensor]:
+    """Output and the gradients of qkv, q_weight and k_weight."""
+
+    def work(rows: int, for_queries: bool) -> Tensor:
+        return torch.from_numpy(blocks(LENGTHS, rows, for_queries)).cuda()
+
+    group = HEADS // KV_HEADS
+    keys = fast_qkv.rotate_keys(rotary)
+    query_work = work(tiles.forward.query_tokens(group), True)
+    out, lse = fast_qkv.forward(rotary, keys, query_work, tiles.forward)
+    joint = torch.full_like(rotary.qkv, float("nan"))  # what is not written is seen
+    gradient_work = work(tiles.query_gradient.query_tokens(group), True)
+    rotated, delta, q_shares = fast_qkv.query_gradient(
+        rotary, keys, out, lse, upstream, joint, gradient_work, tiles.query_gradient
+    )
+    k_shares = fast_qkv.key_gradient(
+        rotary, rotated, keys, lse, delta, upstream, joint,
+        work(tiles.key_gradient.rows, False), tiles.key_gradient,
+    )  # fmt: skip
+    return [out, joint, q_shares.sum(0), k_shares.sum(0)]
+
+
+def plain(rotary: Rotary, upstream: Tensor) -> list[Tensor]:
+    """The same in float32, one operation after the other."""
+    leaves = [t.float().requires_grad_() for t in (rotary.qkv, rotary.q_weight, rotary.k_weight)]
+    cos, sin = rotary.cos.float()[:, None], rotary.sin.float()[:, None]
+
+    def turned(x: Tensor, weight: Tensor) -> Tensor:
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + rotary.eps) * weight
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    q, k, v = (part.unflatten(1, (-1, HEAD_DIM)) for part in rotary.parts(leaves[0]))
+    heads = [t.transpose(0, 1)[None] for t in (turned(q, leaves[1]), turned(k, leaves[2]), v)]
+    out, _ = sdpa_documents(torch.nn.Module(), *heads, None, document_lengths=LENGTHS)
+    return [out[0], *torch.autograd.grad(out[0], leaves, upstream.float())]
+
+
+@pytest.mark.parametrize("tiles", [QKV_LARGE, SMALL], ids=["large", "small"])
+def test_the_fused_attention_is_that_of_plain_arithmetic_and_runs_repeat_it(tiles: Tiles) -> None:
+    rotary, upstream = given()
+    got, again = ours(rotary, upstream, tiles), ours(rotary, upstream, tiles)
+    for mine, other, once_more in zip(got, plain(rotary, upstream), again, strict=True):
+        assert float((mine.float() - other).norm() / other.norm()) < 1e-2
+        assert torch.equal(mine, once_more)
+
+
+@pytest.mark.parametrize("tiles", [QKV_LARGE, SMALL], ids=["large", "small"])
+def test_another_document_changes_no_bit_of_output_or_gradient(tiles: Tiles) -> None:
+    rotary, upstream = given()
+    changed = rotary.qkv.clone()
+    changed[SECOND] += 1.0
+    pair = zip(
+        ours(rotary, upstream, tiles)[:2],
+        ours(replace(rotary, qkv=changed), upstream, tiles)[:2],
+        strict=True,
+    )
+    for before, after in pair:
+        moved = (before != after).flatten(1).any(-1)
+        assert bool(moved[SECOND].any())
+        moved[SECOND] = False
+        assert not bool(moved.any())
