@@ -38,7 +38,7 @@ from trainer_tui.queue.moves import QueueMoves, check_priority
 from trainer_tui.queue.order import GAP
 from trainer_tui.queue.scan import Finding
 from trainer_tui.queue.upkeep import expired, reconcile
-from trainer_tui.queue.waiting import QuietHours, parse_time
+from trainer_tui.queue.waiting import QuietHours, coming_time, parse_time
 from trainer_tui.safety import durable
 from trainer_tui.safety.config import Retention
 from trainer_tui.safety.errors import NotFound, Refused
@@ -267,12 +267,13 @@ class Queue(QueueMoves):
         return self._wish(job_id, if_revision, held=False)
 
     def set_not_before(self, job_id: int, at: str | None, *, if_revision: int | None = None) -> Job:
-        """`at`: an ISO time, or None to lift it. Raises Refused: not a time."""
+        """`at`: see `coming_time`, or None to lift it. Raises Refused: not a time."""
         if at is not None:
             try:
-                at = parse_time(at).isoformat()
+                at = coming_time(at, parse_time(self._now_iso())).isoformat()
             except ValueError:
-                raise Refused(f"{at!r} is not a time", "write it as 2026-11-24T22:00") from None
+                hint = "write it as 22:00 or 2026-11-24T22:00"
+                raise Refused(f"{at!r} is not a time", hint) from None
         return self._wish(job_id, if_revision, not_before=at)
 
     def _wish(self, job_id: int, if_revision: int | None, **changes: object) -> Job:

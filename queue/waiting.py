@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from trainer_tui.queue.job import Job
 from trainer_tui.safety.errors import ConfigProblem
 
 NEXT = "next"
+_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)\s*-\s*([01]\d|2[0-3]):([0-5]\d)")
 
 
@@ -48,6 +49,16 @@ def parse_quiet_hours(text: str) -> QuietHours | None:
 def parse_time(text: str) -> datetime:
     """An ISO time; one without a zone is local. Raises ValueError."""
     return datetime.fromisoformat(text).astimezone()
+
+
+def coming_time(text: str, now: datetime) -> datetime:
+    """The same, or `22:00` for when a clock here next says so. Raises ValueError."""
+    found = _CLOCK.fullmatch(text.strip())
+    if found is None:
+        return parse_time(text)
+    here = now.astimezone()
+    at = here.replace(hour=int(found[1]), minute=int(found[2]), second=0, microsecond=0)
+    return at if at > here else at + timedelta(days=1)
 
 
 def startable(job: Job, now: datetime, quiet: QuietHours | None = None) -> bool:

@@ -17,7 +17,7 @@ from trainer_tui.queue.job import JobError, Meta, encode_meta
 from trainer_tui.queue.order import position_text
 from trainer_tui.queue.store import Duplicate, Queue
 from trainer_tui.queue.upkeep import expired
-from trainer_tui.queue.waiting import parse_quiet_hours, why_waiting
+from trainer_tui.queue.waiting import coming_time, parse_quiet_hours, why_waiting
 from trainer_tui.safety.config import Retention
 from trainer_tui.safety.errors import ConfigProblem, NotFound, Refused, Stale
 from trainer_tui.safety.workspace import QUEUE_FOLDERS, Workspace
@@ -172,6 +172,17 @@ def test_held_scheduled_and_quiet_jobs_wait_and_say_why(filled: Queue) -> None:
     assert filled.unhold(1).meta.held is False
     with pytest.raises(Refused, match="not a time"):
         filled.set_not_before(4, "soon")
+
+
+def test_a_time_of_day_is_the_next_one_that_comes() -> None:
+    now = datetime(2026, 1, 1, 12, 30).astimezone()
+    assert coming_time("22:00", now) == now.replace(hour=22, minute=0)
+    assert coming_time(" 9:05 ", now) == now.replace(day=2, hour=9, minute=5)
+    assert coming_time("12:30", now) == now.replace(day=2)
+    assert coming_time("2026-11-24T22:00", now).isoformat().startswith("2026-11-24T22:00:00")
+    for text in ("24:00", "22", "22:60", "soon", ""):
+        with pytest.raises(ValueError, match="Invalid"):
+            coming_time(text, now)
 
 
 @pytest.mark.parametrize("text", ["22", "25:00-06:00", "22:00", "22:00-06:00-07:00", "a-b"])

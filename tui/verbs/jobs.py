@@ -142,7 +142,7 @@ def unhold(job: JobId) -> None:
 @app.command("not-before")
 def not_before(
     job: JobId,
-    time: Annotated[str, typer.Argument(help="2026-11-24T22:00, local; or: now")],
+    time: Annotated[str, typer.Argument(help="22:00, or 2026-11-24T22:00, local; or: now")],
 ) -> None:
     """Let a waiting job wait until a time; `now` lifts it."""
     at = None if time == "now" else time
