@@ -325,11 +325,12 @@ def _line(
     """One series in buckets of about `width` steps, summed by SQLite from the coarsest rows that
     fit into them."""
     stored, width = _stored_width(width)
+    shape = (stored, first, width, series)
     if stored:
-        question, values = _FROM_BUCKETS, (series, stored, first // stored, last // stored)
+        ends = (stored, first // stored, last // stored)
+        rows = base.execute(_FROM_BUCKETS, (*shape, *ends))
     else:
-        question, values = _FROM_POINTS, (series, first, last)
-    rows = base.execute(question, (stored, first, width, *values))
+        rows = base.execute(_FROM_POINTS, (*shape, first, last))
     return [
         {"step": step, "mean": total / count, "min": low, "max": high, "at": _iso(at_s)}
         for _, step, at_s, count, total, low, high in rows

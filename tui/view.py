@@ -382,13 +382,11 @@ class View:
         return tuple(job for job in self.jobs if job.state == "waiting")
 
     def in_hand(self, job: Job) -> Job:
-        """`job` with the newest progress: the list says what is committed, the status what is
-        trained."""
+        """`job` with its newest progress: the list has the committed, the status the trained."""
         current = self.training.job
         if current is None or current.id != job.id or current.fraction is None:
             return job
-        left_s = self.training.eta_job_s
-        late_s = self.training.eta_job_p90_s
+        left_s, late_s = self.training.eta_job_s, self.training.eta_job_p90_s
         eta_s = job.eta_s if left_s is None else [0.0, left_s]
         late = job.eta_p90_s if late_s is None else [0.0, late_s]
         fraction = max(current.fraction, job.fraction or 0.0)
