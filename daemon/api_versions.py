@@ -14,6 +14,7 @@ from trainer_tui.daemon.api_training import Body, who
 from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import json_response
 from trainer_tui.daemon.revision import check_revision
+from trainer_tui.queue.job import Job
 
 Number = Annotated[int, Path(ge=0, le=2**31)]
 
@@ -47,7 +48,7 @@ class Undone(Body):
 
 async def _restored(house: House, restored: dict[str, Any], requeue: bool, by: str) -> Response:
     """The reply, once the files trained since wait again in the order they were trained in."""
-    jobs, problems = [], list[str]()
+    jobs, problems = list[Job](), list[str]()
     if requeue:
         ids = [file["job_id"] for file in reversed(restored["files_since"])]
         jobs, problems = await house.desk.ask(lambda queue: again.back_to_the_queue(queue, ids, by))
