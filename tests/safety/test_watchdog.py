@@ -40,7 +40,7 @@ import sys, pathlib
 from trainer_tui.safety import watchdog
 watchdog.PING_INTERVAL_S = 0.1; watchdog.SILENT_LIMIT_S = 4.0; watchdog.DUMP_BEFORE_S = 1.0
 watchdog.grace.GRACE_S = 0.5
-watchdog.PING_TIMEOUT_S = 0.3; watchdog.OWN_GAP_S = 2.0
+watchdog.PING_TIMEOUT_S = 0.3; watchdog.OWN_GAP_S = 4.0
 real = watchdog.Watchdog
 def make(root, command, tag):
     return real(root, [sys.executable, "-c", pathlib.Path(sys.argv[3]).read_text(), str(root)], tag)
@@ -49,7 +49,7 @@ sys.exit(watchdog.main(sys.argv[4:] + ["--workspace", sys.argv[2]]))
 """
 
 
-def wait_for(what: Callable[[], object], limit_s: float = 15.0) -> object:
+def wait_for(what: Callable[[], object], limit_s: float = 30.0) -> object:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if found := what():
@@ -148,7 +148,7 @@ def test_a_silent_daemon_is_continued_first_then_replaced_after_a_stack_dump(roo
     os.kill(first, signal.SIGSTOP)
     wait_for(lambda: "SIGCONT" in pack.log())
     assert len(pack.starts()) == 1
-    wait_for(lambda: processes.state_of(ProcessId(first, _ticks(first))) in ("S", "R"), 3)
+    wait_for(lambda: processes.state_of(ProcessId(first, _ticks(first))) in ("S", "R"))
     # Deaf for good: something else took the name of the socket.
     (root / "state" / "api.sock").unlink()
     wait_for(lambda: (root / "state" / "dumped").exists())
