@@ -1,10 +1,13 @@
 """Measure this machine: tokens a second, MFU, peak memory, the largest micro-batch that fits, and
 what a checkpoint costs while training goes on.
 
-    python -m trainer_tui.engine.bench [--model DIR | --shape qwen3-0.6b|toy] [--steps N] [--json]
+    python -m trainer_tui.engine.bench [--workspace DIR] [--model DIR | --shape qwen3-0.6b|toy]
+        [--steps N] [--json]
 
 The rows are made up (lengths lognormal, the first 40 % of each unsupervised), the steps are the
 trainer's own, the checkpoint is written to a temporary folder (`--folder`: on which disk).
+`trainer-tui bench` is this with the workspace's model and settings; on a CPU, where those would
+take many minutes, it measures the toy shape.
 
 Limits: one device. The weights of `--shape` are random; speed does not depend on their values.
 """
@@ -35,7 +38,9 @@ from trainer_tui.engine.optimizer import MasterAdamW
 from trainer_tui.engine.progress import Identity, Progress
 from trainer_tui.engine.step import Stepper, TokenMask
 from trainer_tui.safety import clock, locks
+from trainer_tui.safety import config as settings
 from trainer_tui.safety.errors import TrainerTuiError
+from trainer_tui.safety.workspace import Workspace
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
@@ -65,6 +70,7 @@ LONGEST = 4096
 class Report:
     """Medians of steps that ran alone; `…_saving`: means over the steps of one commit."""
 
+    model: str
     device: str
     precision: str
     attention: str
@@ -167,6 +173,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     saving = _while_saving(arguments, stepper, steps, sum(alone_s) / len(alone_s))
     largest = _largest(stepper, vocabulary, arguments.micro_batch)
     return Report(
+        model=str(arguments.model or f"{arguments.shape} shape, random weights"),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         precision=plan.name,
         attention=attention,
@@ -239,6 +246,7 @@ def _raise_if_failed(answer: object) -> None:
 
 def _print(report: Report) -> None:
     lines = {
+        "model": f"{report.model}, {report.parameters:,} parameters",
         "device": f"{report.device}, {report.precision}, {report.attention} attention",
         "speed": f"{report.tokens_per_s:,.0f} tokens/s, {report.step_s * 1e3:.0f} ms a step of "
         f"{report.tokens_per_step:,}",
@@ -252,12 +260,29 @@ def _print(report: Report) -> None:
         print(f"{name:>20}  {text}")
 
 
+def _from_workspace(arguments: argparse.Namespace) -> None:
+    """What the command line leaves open, from the workspace's settings; its model, if it is there.
+
+    Raises:
+        TrainerTuiError: the settings cannot be read.
+    """
+    config = settings.load(Workspace(arguments.workspace).config_file)
+    base = settings.base_model_folder(config, arguments.workspace)
+    if not arguments.model and not arguments.shape and base.is_dir():
+        arguments.model = base
+    arguments.precision = arguments.precision or config.precision
+    arguments.attention = arguments.attention or config.attention
+    arguments.tokens = arguments.tokens or config.tokens_per_step
+    arguments.micro_batch = arguments.micro_batch or config.micro_batch_tokens
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="measure this machine with our own steps")
     parser.add_argument("--model", type=Path, help="a Hugging Face model folder")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--workspace", type=Path, help="take model and settings from here")
+    parser.add_argument("--precision", default="")
+    parser.add_argument("--attention", default="")
     parser.add_argument("--tokens", type=int, default=0, help="tokens in one optimizer step")
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--steps", type=int, default=8)
@@ -265,6 +290,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     on_gpu = torch.cuda.is_available()
+    try:
+        if arguments.workspace and on_gpu:
+            _from_workspace(arguments)
+    except TrainerTuiError as problem:
+        print(problem, file=sys.stderr)
+        return problem.exit_code
+    arguments.precision = arguments.precision or "auto"
+    arguments.attention = arguments.attention or "auto"
     arguments.shape = arguments.shape or ("qwen3-0.6b" if on_gpu else "toy")
     arguments.tokens = arguments.tokens or (32768 if on_gpu else 2048)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
