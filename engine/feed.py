@@ -9,6 +9,7 @@ comes out is not the one the cursor was made for, the job is refused; nothing is
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -185,7 +186,9 @@ class Job:
     def seek(self, cursor: Cursor) -> None:
         """Put the cursor somewhere; another epoch has another plan (of the same length)."""
         if cursor.epoch != self.cursor.epoch and cursor.epoch < self.pinned.epochs:
-            self.plan = _plan(self.tokens, self.split, self.train, cursor.epoch, self.pinned)
+            self.plan = _plan(
+                self.tokens, self.split, self.train, cursor.epoch, self.pinned, self.profile
+            )
         self.cursor = cursor
 
     def first_trained(self, count: int) -> list[int]:
@@ -260,8 +263,9 @@ class Opener:
         if not len(split.train):
             raise JobRefusal("data_error", _why_empty(train, tokens, split))
         epoch = cursor.epoch if cursor is not None else 0
-        plan = _plan(tokens, split, train, epoch, pinned)
-        key = _key(train, tokens, validation, pinned, split)
+        profile, notes = self.profile(pinned)
+        plan = _plan(tokens, split, train, epoch, pinned, profile)
+        key = _key(train, tokens, validation, pinned, split, profile)
         fresh = Cursor(
             train.job_id,
             train.file_sha256,
@@ -278,7 +282,6 @@ class Opener:
                 f"so step {cursor.step_index} of it cannot be found again",
                 "put the old base model back, or add the file again to train it from the start",
             )
-        profile, notes = self.profile(pinned)
         job = Job(train, tokens, split, pinned, cursor or fresh, plan, profile, notes)
         # Rows that ended earlier processes never train again, also in steps that are redone.
         job.exclude_lines(deaths.read(data_file.parent).rows)
@@ -338,8 +341,16 @@ class Opener:
         )
 
 
-def _plan(tokens: TokenFile, split: Split, train: Train, epoch: int, pinned: Pinned) -> list[Step]:
-    return plan_epoch(tokens.lengths, split.train, train.file_sha256, epoch, pinned.plan)
+def _plan(
+    tokens: TokenFile, split: Split, train: Train, epoch: int, pinned: Pinned, profile: Profile
+) -> list[Step]:
+    lengths, options = tokens.lengths, pinned.plan
+    if profile.emojis:  # they lengthen documents: what is packed is what will be run
+        lengths = np.array(lengths)
+        lengths[split.train] = [len(rendered(tokens, profile, at)[0]) for at in split.train]
+        longest = int(lengths[split.train].max())
+        options = dataclasses.replace(options, pack_tokens=max(options.pack_tokens, longest))
+    return plan_epoch(lengths, split.train, train.file_sha256, epoch, options)
 
 
 def _key(
@@ -348,12 +359,14 @@ def _key(
     validation: ValidationSet | None,
     pinned: Pinned,
     split: Split,
+    profile: Profile,
 ) -> str:
     """Everything the plan follows from, the chosen documents themselves included."""
     named = validation.id if validation else ""
     key = plan_key(train.file_sha256, tokens.key, named, [], pinned.plan)
     chosen = split.train.astype("<i8").tobytes()
-    return hashlib.sha256(key.encode() + chosen).hexdigest()[:32]
+    lengthened = repr((profile.emojis, profile.omitted)).encode() if profile.emojis else b""
+    return hashlib.sha256(key.encode() + chosen + lengthened).hexdigest()[:32]
 
 
 def _why_empty(train: Train, tokens: TokenFile, split: Split) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from engine_driver import Driver, toy_rows
 
 from trainer_tui.engine import profiles
 from trainer_tui.engine.logits_processor import BehaviourProcessor, generation_entries
 from trainer_tui.engine.profiles import Profile
 from trainer_tui.engine.step import TokenMask
 from trainer_tui.safety.config import Behaviour
+from trainer_tui.safety.messages import JobStarted
 
 STOP, OPEN, CLOSE = 2, 10, 11
 CPU = torch.device("cpu")
@@ -178,3 +181,15 @@ def test_teacher_forced_figures_read_the_right_positions(tiny_model: object) -> 
     assert found["p_end_after_stop"] == pytest.approx(float(expected[STOP]), rel=1e-4)
     assert found["p_further_emoji"] == pytest.approx(float(expected[30]), rel=1e-4)
     assert 0 < found["p_forbidden"] < 1
+
+
+def test_a_pack_holds_the_emojis_too_so_no_step_is_larger_than_it_may_be(
+    make_driver: Callable[..., Driver],
+) -> None:
+    behaviour = {"stop_emojis": ["🙂", "🙃"], "stop_emojis_omitted": 0.1}
+    driver = make_driver(behaviour=behaviour)
+    driver.add_job(toy_rows(60, 0))
+    driver.run_until_done()
+    sizes = [step.tokens for step in driver.steps()]
+    assert max(sizes) <= driver.config.tokens_per_step
+    assert sum(step.tokens for step in driver.steps()) > driver.wait_for(JobStarted).tokens
