@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-from typing import Any
 
 import msgspec
 
@@ -115,9 +114,9 @@ class Aftermath:
 
     def _evidence(self, trainer: Trainer, end: End, failed: messages.Failed | None) -> Evidence:
         """Gathered in a thread."""
-        report: dict[str, Any] | None = msgspec.to_builtins(failed) if failed else None
-        if report is None:
-            report = crash.read_report(self._workspace.incidents / trainer.run_id / "error.json")
+        report = crash.read_report(self._workspace.incidents / trainer.run_id / "error.json")
+        if failed is not None:  # the file also names the rows of the step
+            report = {**(report or {}), **msgspec.to_builtins(failed)}
         before = trainer.gpus_before
         gpu_problem, xids = self._meters.gpu_evidence(trainer.started_at_s, before)
         return Evidence(

@@ -98,11 +98,11 @@ class _Life:
     def report(self, problem: Exception) -> None:
         """Say `Failed`, and leave `error.json` for when nobody hears it."""
         error_class, message, hint = describe(problem)
-        if error_class == "cuda_sticky":
+        trainer = self._trainer
+        if error_class == "cuda_sticky" and trainer is not None and trainer.job_in_hand:
             step_mark.blame_last(self._workspace)
         log.error("%s: %s", error_class, message, exc_info=problem)
         stack = "".join(traceback.format_exception(problem))[-STACK_CHARACTERS:]
-        trainer = self._trainer
         failed = Failed(
             error_class=error_class,
             message=message,
