@@ -19,6 +19,7 @@ from trainer_tui.daemon.trainer import Trainer
 from trainer_tui.safety import clock, durable, heartbeat, processes
 from trainer_tui.safety.crash import CrashClass
 from trainer_tui.safety.hang import WriterHung, WriterJudge
+from trainer_tui.safety.heartbeat import Phase
 from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.processes import ProcessId
 from trainer_tui.safety.workspace import Workspace
@@ -53,7 +54,8 @@ class WriterWatch:
         writer = processes.identify(beat.writer_pid) if beat and beat.writer_pid else None
         counted = processes.bytes_written(writer) if writer else 0
         seen = (beat.bytes_written if beat else 0, counted)
-        return self._judge.look(writer.pid if writer else 0, seen, clock.monotonic_s())
+        step = beat.global_step if beat and beat.phase is not Phase.PERSIST else None
+        return self._judge.look(writer.pid if writer else 0, seen, step, clock.monotonic_s())
 
     async def _end(self, trainer: Trainer, hung: WriterHung) -> None:
         writer = processes.identify(hung.pid)

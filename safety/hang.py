@@ -152,25 +152,32 @@ class WriterJudge:
 
     def __init__(self) -> None:
         self._last: tuple[int, int, int] | None = None
+        self._step = 0  # of the trainer, when something moved last
         self._looked_s: float | None = None
         self._silent_s = 0.0
 
-    def look(self, writer_pid: int, bytes_seen: tuple[int, int], now_s: float) -> WriterHung | None:
+    def look(
+        self, writer_pid: int, bytes_seen: tuple[int, int], waits_since: int | None, now_s: float
+    ) -> WriterHung | None:
         """Judge, about every second.
 
         Args:
             writer_pid: 0: no commit is under way.
             bytes_seen: what the trainer says is written, and what the kernel counted.
+            waits_since: the trainer's global step; it asks the writer once a step, so that in the
+                middle of a long one it does not know yet that the writer is through. None: it
+                does nothing but wait for the writer.
             now_s: monotonic.
         """
         watched_s = 0.0 if self._looked_s is None else now_s - self._looked_s
         self._looked_s = now_s
         now = (writer_pid, *bytes_seen)
         if not writer_pid or now != self._last:
-            self._last, self._silent_s = now, 0.0
+            self._last, self._silent_s, self._step = now, 0.0, waits_since or 0
             return None
         if watched_s <= OWN_GAP_S:
             self._silent_s += watched_s
-        if self._silent_s <= WRITER_LIMIT_S:
+        asked = waits_since is None or waits_since > self._step + 1
+        if self._silent_s <= WRITER_LIMIT_S or not asked:
             return None
         return WriterHung(writer_pid, self._silent_s)

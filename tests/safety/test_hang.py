@@ -102,25 +102,39 @@ def test_bytes_written_count_as_progress_while_saving() -> None:
 
 
 def test_a_writer_in_which_nothing_moves_is_found_whatever_training_does() -> None:
-    judge = WriterJudge()
-    for second in range(10):
-        assert judge.look(77, (second, 0), float(second)) is None
-    found = [judge.look(77, (9, 0), 10.0 + second) for second in range(int(WRITER_LIMIT_S) + 5)]
-    assert found[int(WRITER_LIMIT_S) - 5] is None
-    assert isinstance(found[-1], WriterHung) and found[-1].pid == 77
+    for training in (True, False):  # it trains on, or it waits in the phase persist
+        judge = WriterJudge()
+        found = []
+        for second in range(int(WRITER_LIMIT_S) + 15):
+            step = second if training else None
+            found.append(judge.look(77, (min(second, 9), 0), step, float(second)))
+        assert not any(found[: int(WRITER_LIMIT_S) + 9])
+        assert isinstance(found[-1], WriterHung) and found[-1].pid == 77
 
 
 def test_bytes_told_or_counted_another_writer_or_none_are_no_hang() -> None:
-    judge = WriterJudge()
     limit = int(WRITER_LIMIT_S) * 3
-    assert not any(judge.look(77, (1, second), float(second)) for second in range(limit))
-    assert not any(judge.look(77, (second, 1), float(second)) for second in range(limit, 2 * limit))
-    assert not any(judge.look(0, (1, 1), float(second)) for second in range(2 * limit, 3 * limit))
-    assert not any(judge.look(s // 100, (1, 1), float(s)) for s in range(3 * limit, 4 * limit))
+    for pid, told, counted in (
+        (lambda s: 77, lambda s: 1, lambda s: s),
+        (lambda s: 77, lambda s: s, lambda s: 1),
+        (lambda s: 0, lambda s: 1, lambda s: 1),
+        (lambda s: 1 + s // 100, lambda s: 1, lambda s: 1),
+    ):
+        judge = WriterJudge()
+        found = [judge.look(pid(s), (told(s), counted(s)), s, float(s)) for s in range(limit)]
+        assert not any(found)
+
+
+def test_in_the_middle_of_a_long_step_a_writer_that_is_through_is_not_taken_for_hung() -> None:
+    judge = WriterJudge()
+    limit = int(WRITER_LIMIT_S)
+    assert not any(judge.look(77, (9, 9), 5, float(s)) for s in range(3 * limit))
+    assert judge.look(77, (9, 9), 6, 3.0 * limit) is None, "it asked before its step"
+    assert judge.look(77, (9, 9), 7, 3.0 * limit + 1) is not None
 
 
 def test_a_suspended_machine_is_no_hung_writer() -> None:
     judge = WriterJudge()
-    assert judge.look(77, (1, 1), 0.0) is None
-    assert judge.look(77, (1, 1), 36_000.0) is None
-    assert judge.look(77, (1, 1), 36_001.0) is None
+    assert judge.look(77, (1, 1), None, 0.0) is None
+    assert judge.look(77, (1, 1), None, 36_000.0) is None
+    assert judge.look(77, (1, 1), None, 36_001.0) is None
