@@ -43,6 +43,19 @@ def total(files: Iterable[TrainedFile]) -> Impact:
     )
 
 
+def since_parent(version: Version, versions: Iterable[Version]) -> float | None:
+    """How the fixed loss changed from the parent to this version, all files since together; None
+    unless both were measured at their very steps, on one set."""
+    record, figure = version.record, version.figure
+    if record is None or figure is None or figure.step != version.global_step:
+        return None
+    for other in versions:
+        before = other.figure
+        if other.name == record.parent and before and before.step == other.global_step:
+            return figure.loss - before.loss if before.set_id == figure.set_id else None
+    return None
+
+
 def between(ledger: Path, older: Version | None, newer: Version) -> list[TrainedFile]:
     """Files that `newer` has learnt and `older` (None: the base model) has not, newest first.
 

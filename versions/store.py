@@ -147,6 +147,7 @@ class VersionStore:
         files = version.record.files if version.record else []
         shown = version.as_dict() | {
             "impact": impact.total(files).as_dict(),
+            "change_since_parent": impact.since_parent(version, self.list()),
             "strongest": [file.as_dict() for file in impact.strongest(files)[:10]],
             "exclusive_bytes": disk.exclusive_bytes(version.folder),
             "files_since": [],

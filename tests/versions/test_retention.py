@@ -503,6 +503,8 @@ def test_a_new_best_is_better_on_the_same_set(house):
     assert due(500, 2.5, 500, "large").startswith("best so far: 2.5000")
     assert due(600, 1.5, 600, "small"), "the small set again: better than its 2.0"
     assert house.store.as_dict()["best"] == 4
+    changes = [house.store.show(n)["change_since_parent"] for n in (1, 2, 3, 4)]
+    assert changes == [None, None, pytest.approx(-0.5), None], "of one set only"
     found = house.store.diff(1, 2).validation["fixed"]
     assert (found.first, found.second, found.by) == (2.0, 3.0, None)
     assert house.store.diff(2, 3).validation["fixed"].by == pytest.approx(-0.5)

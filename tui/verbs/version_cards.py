@@ -74,6 +74,10 @@ def card(version: dict[str, Any]) -> list[str]:
     for name, loss in sorted((version.get("validation") or {}).items()):
         text = f"{columns.figure(loss)}{_of_which(version) if name == 'fixed' else ''}"
         lines.append(_line(f"val {printable(name, 10)}", text))
+    if version.get("change_since_parent") is not None:
+        lines.append(
+            _line("val change", f"{signed(version['change_since_parent'])} since its parent")
+        )
     lines += _taught("learnt since its parent", version.get("files") or [], version.get("impact"))
     since = version.get("files_since") or []
     lines += _taught("learnt after it, undone by a restore", since, None)
