@@ -27,6 +27,7 @@ from trainer_tui.safety.workspace import Workspace
 AGAIN_S = 30.0
 LOOK_EVERY_S = 5.0
 TRIES = 3
+SCAN_SHARE = 50  # one part of the time in so many goes into looking through all that wait
 PASSING = ("disk", "config", "busy")  # nothing that is wrong with the file
 
 
@@ -39,6 +40,7 @@ class Checks:
         self._wake = asyncio.Event()
         self._todo: deque[int] = deque()
         self._seen: tuple[str, int] = ("", -1)
+        self._scan_again_s = 0.0
         self._not_before_s: dict[int, float] = {}
         self._failed: dict[int, int] = {}
         self.why_not: Callable[[], str] = lambda: ""  # why nothing is written now
@@ -67,10 +69,15 @@ class Checks:
         first = queue.first_startable(datetime.now().astimezone(), self._desk.quiet())
         if first is not None and self._is_due(first, key):
             return first
-        if not self._todo and self._seen != (key, queue.revision):
+        start_s = clock.monotonic_s()
+        new = self._seen != (key, queue.revision)
+        if not self._todo and new and (start_s >= self._scan_again_s or key != self._seen[0]):
             self._seen = (key, queue.revision)
             waiting = queue.waiting()
             self._todo.extend(job.id for job in waiting if check.is_outdated(job.meta, key))
+            # Each of 100,000 files that come in would look at all the others otherwise.
+            now_s = clock.monotonic_s()
+            self._scan_again_s = now_s + SCAN_SHARE * (now_s - start_s)
         while self._todo:
             job = queue.find(self._todo.popleft())
             if job is not None and job.state == "waiting" and self._is_due(job, key):
