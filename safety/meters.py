@@ -99,8 +99,9 @@ class Meters:
         return most
 
     def _note_xids(self) -> None:
-        if self._health is not None:
-            self._xids += [(clock.monotonic_s(), xid) for xid in self._health.new_xids()]
+        health = self._health  # the rounds and a crash's evidence may look at once
+        if health is not None:
+            self._xids += [(clock.monotonic_s(), xid) for xid in health.new_xids()]
 
     def gpu_evidence(self, since_s: float, before: tuple[Gpu, ...]) -> tuple[str, list[Xid]]:
         """What NVML and the kernel's log say of the cards; in a thread, after a trainer's end.
