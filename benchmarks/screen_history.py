@@ -5,7 +5,8 @@ stands, against a real daemon process.
 
 Attach: from asking for the series until the chart is painted. Zoom: from the key's effect until
 the points of the new window are painted. The app runs without a terminal; both processes share
-this machine.
+this machine. Beside the time stands the processor time of both: what it takes when nobody else
+works.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from trainer_tui.daemon.history import History, Point
 from trainer_tui.safety.workspace import Workspace
@@ -63,11 +66,24 @@ async def until(true: object, pause_s: float = 0.001) -> None:
         await asyncio.sleep(pause_s)
 
 
-async def measure(socket: Path, size: tuple[int, int]) -> tuple[list[float], list[float]]:
-    """(milliseconds of each attach, of each zoom)."""
+Took = tuple[float, float]  # milliseconds: by the clock, of the processor
+
+
+async def measure(
+    socket: Path, size: tuple[int, int], daemon: psutil.Process
+) -> tuple[list[Took], list[Took]]:
+    """Of each attach, of each zoom."""
     app = TrainerApp(Remote(socket))
-    attaches: list[float] = []
-    zooms: list[float] = []
+    attaches: list[Took] = []
+    zooms: list[Took] = []
+
+    def now() -> Took:
+        used = daemon.cpu_times()
+        return 1000 * time.perf_counter(), 1000 * (time.process_time() + used.user + used.system)
+
+    def since(before: Took) -> Took:
+        after = now()
+        return after[0] - before[0], after[1] - before[1]
 
     def drawn() -> bool:
         panel = app.loss
@@ -77,15 +93,15 @@ async def measure(socket: Path, size: tuple[int, int]) -> tuple[list[float], lis
         await until(lambda: "loss" in app.view.curves and drawn())
         await pilot.pause(0.5)
         for _ in range(ATTACHES):
-            before, at_s = app.view.curves, time.perf_counter()
+            before, at = app.view.curves, now()
             await app.feed.read_metrics()
             await until(lambda old=before: app.view.curves is not old and drawn())
-            attaches.append(1000 * (time.perf_counter() - at_s))
+            attaches.append(since(at))
         for index in range(ZOOMS):
-            before, at_s = app.view.curves, time.perf_counter()
+            before, at = app.view.curves, now()
             app.loss.zoom(0.25 if index % 4 < 2 else 4.0)
             await until(lambda old=before: app.view.curves is not old and drawn())
-            zooms.append(1000 * (time.perf_counter() - at_s))
+            zooms.append(since(at))
             await pilot.pause(0.1)
     return attaches, zooms
 
@@ -110,13 +126,17 @@ def main() -> None:
             end_s = time.monotonic() + 30
             while not Client(space.socket).alive() and time.monotonic() < end_s:
                 time.sleep(0.05)
-            attaches, zooms = asyncio.run(measure(space.socket, (columns, rows)))
+            attaches, zooms = asyncio.run(
+                measure(space.socket, (columns, rows), psutil.Process(daemon.pid))
+            )
         finally:
             daemon.terminate()
             daemon.wait()
     for name, found, bound in (("attach", attaches, 300), ("zoom", zooms, 50)):
-        middle, worst = statistics.median(found), max(found)
-        print(f"{name:<8} median {middle:6.1f} ms   worst {worst:6.1f} ms   bound {bound} ms")
+        clock, cpu = ([took[part] for took in found] for part in (0, 1))
+        by_clock = f"median {statistics.median(clock):6.1f} ms   worst {max(clock):6.1f} ms"
+        used = f"processor {statistics.median(cpu):5.1f}, worst {max(cpu):5.1f} ms"
+        print(f"{name:<8} {by_clock}   {used}   bound {bound} ms")
 
 
 if __name__ == "__main__":

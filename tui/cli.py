@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -39,6 +38,8 @@ app.add_typer(service.app, name="service")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata  # a tenth of a verb's start
+
         print(f"trainer-tui {metadata.version('trainer-tui')}")
         raise typer.Exit
 
