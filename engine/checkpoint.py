@@ -24,9 +24,10 @@ from trainer_tui.engine.checkpoint_files import (
     WriteRequest,
     Written,
 )
-from trainer_tui.engine.images import TensorImage, all_finite, weights_once
+from trainer_tui.engine.images import TensorImage, all_finite, bytes_of, weights_once
 from trainer_tui.engine.optimizer import MasterAdamW
 from trainer_tui.engine.progress import Identity, Progress, to_manifest
+from trainer_tui.engine.staging import fits_in_memory
 from trainer_tui.engine.writer import WriteFailed
 from trainer_tui.engine.writer_process import WriterProcess
 from trainer_tui.safety import clock
@@ -92,8 +93,16 @@ class Committer:
         self._small = [SmallFile(name, "model", data) for name, data in small_files.items()]
         self._device = next(model.parameters()).device
         on_gpu = self._device.type == "cuda"
-        self._weights_image = TensorImage(self._weights, pin=on_gpu)
-        self._optimizer_image = TensorImage(optimizer.state_tensors(), pin=on_gpu)
+        state = optimizer.state_tensors()
+        wanted_bytes = bytes_of(self._weights) + bytes_of(state)
+        spill = None if fits_in_memory(wanted_bytes) else place.current_model
+        if spill is not None:
+            log.warning(
+                "free memory does not hold %d MB of checkpoint images: they lie in %s",
+                wanted_bytes >> 20, spill,
+            )  # fmt: skip
+        self._weights_image = TensorImage(self._weights, pin=on_gpu, spill=spill)
+        self._optimizer_image = TensorImage(state, pin=on_gpu, spill=spill)
         self._copy_stream = _new_stream(self._device) if on_gpu else None
         fds = (lock_fd, self._weights_image.fd, self._optimizer_image.fd)
         self._writer = WriterProcess(place, fds)

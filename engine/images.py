@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trainer_tui.engine.staging import backing
 
 _NAMES = {
     torch.float64: "F64",
@@ -50,18 +52,20 @@ def weights_once(model: nn.Module) -> dict[str, Tensor]:
 
 
 class TensorImage:
-    """A memfd that holds one safetensors file, and torch views into it.
+    """Shared memory that holds one safetensors file, and torch views into it.
 
     `fd` may be inherited by the writer. With `pin`, the buffer is page-locked so that copies
-    from the GPU need not wait; that it could not be pinned costs speed, nothing else.
+    from the GPU need not wait; that it could not be pinned costs speed, nothing else. `spill`: a
+    folder on the disk that holds the image instead, where memory is short (`staging.py`).
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, pin: bool) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], *, pin: bool, spill: Path | None = None
+    ) -> None:
         ordered = _ordered(tensors)
         header = _header(ordered)
         self.bytes = len(header) + sum(_size(tensor) for _, tensor in ordered)
-        self.fd = os.memfd_create("checkpoint-image", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.bytes)
+        self.fd = backing(self.bytes, spill is None, spill or Path()).fd
         self._map = mmap.mmap(self.fd, self.bytes)
         self._map[: len(header)] = header
         buffer = torch.frombuffer(self._map, dtype=torch.uint8)
@@ -71,7 +75,7 @@ class TensorImage:
             part = buffer[position : position + _size(tensor)]
             self._views[name] = part.view(tensor.dtype).view(tensor.shape)
             position += _size(tensor)
-        self.pinned = pin and _pin(buffer)
+        self.pinned = pin and spill is None and _pin(buffer)
 
     def capture(self, tensors: Mapping[str, Tensor]) -> None:
         """Queue copies of all tensors into the image, on the current stream when on a GPU.
@@ -82,6 +86,11 @@ class TensorImage:
         assert tensors.keys() == self._views.keys(), "the state changed its names"
         for name, view in self._views.items():
             view.copy_(tensors[name].detach(), non_blocking=True)
+
+
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    """What an image of these tensors takes, but for its header."""
+    return sum(_size(tensor) for tensor in tensors.values())
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
