@@ -31,7 +31,7 @@ LEAN = {
     "memory_budget": 0.9,
 }
 STOCK = {"kind": "stock", "warm_steps": 3, "steps_per_repeat": 4}
-PADDED_ROWS = (5, 4, 3)  # tried downwards until one fits
+PADDED_ROWS = (10, 6, 5, 4, 3)  # tried downwards until one fits
 STEPS = {"warm_steps": 5, "steps_per_repeat": 6}
 
 

@@ -1,7 +1,8 @@
 """`make bench`: everything this machine can measure, and what it cannot, said.
 
 On a CPU: our step against the stock Trainer's with a tiny model. With a CUDA device also packed
-attention alone and the whole step against its peers, as far as they are installed.
+attention alone, the whole step against its peers, as far as they are installed, and what a
+checkpoint and a change of file cost the real trainer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention_kernels, cpu_step, gpu_step
+from benchmarks import attention_kernels, cpu_step, gpu_step, trainer_session
 
 
 def main(arguments: list[str]) -> None:
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> None:
     if not peers:
         print("trl, liger-kernel and datasets are not installed: gpu_step runs without TRL")
     gpu_step.main([*out, "--only", ",".join(["bound", "pure", *peers, "split", "lean", "stock"])])
+    trainer_session.main(out)
 
 
 if __name__ == "__main__":
