@@ -19,19 +19,17 @@ import dataclasses
 import errno
 import logging
 import os
-import resource
 import select
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
 
 from trainer_tui.data.validation import ValidationSet
-from trainer_tui.queue import report_context, trained
+from trainer_tui.queue import limits, report_context, trained
 from trainer_tui.queue.check import TOKENIZER_NAMES, settings_in_force
 from trainer_tui.queue.intake import Busy
 from trainer_tui.queue.job import COMPLETED, DATA_NAME
@@ -43,10 +41,6 @@ from trainer_tui.safety.workspace import Workspace, find
 
 IDLE_EXIT_S = 60.0
 TRAINED_SHARE = 20
-MEMORY_BYTES = 6 << 30
-CPU_BASE_S = 300
-CPU_BYTES_PER_S = 50_000  # slower than any tokenizer on any machine this runs on
-NICENESS = 10
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 log = logging.getLogger("intake")
 
@@ -59,10 +53,6 @@ class Request(msgspec.Struct, frozen=True):
     again: bool = False
     keep_original: bool = False
     added_by: str = ""
-
-
-class _TimeUp(Exception):
-    """The file took more CPU time than its size allows."""
 
 
 class Contexts:
@@ -119,11 +109,11 @@ def answer(line: bytes, workspace: Workspace, contexts: Contexts) -> dict[str, A
         match request.do:
             case "take":
                 order = _order(request)
-                _limit_time(order.path)
+                limits.limit_time(order.path)
                 staged = stage(workspace, order, contexts.now(), contexts.memory)
             case "check":
                 job = _order(request).path
-                _limit_time(job / DATA_NAME)
+                limits.limit_time(job / DATA_NAME)
                 staged = check(workspace, job, contexts.now(), contexts.memory)
             case _:
                 return _no("usage", f"{request.do!r} is not something to do", "take, check")
@@ -153,9 +143,9 @@ def _classified(problem: Exception) -> dict[str, Any]:
         case Refused() | TrainerTuiError():
             return _no("refused", problem.message, problem.hint)
         case MemoryError():
-            return _no("memory", "the file needs more memory than it may have", "split it")
-        case _TimeUp():
-            return _no("timeout", "the file takes far longer than its size allows", "split it")
+            return _no("memory", limits.TOO_MUCH_MEMORY, limits.ADVICE)
+        case limits.TimeUp():
+            return _no("timeout", limits.TOO_MUCH_TIME, limits.ADVICE)
         case FileNotFoundError():
             return _no("gone", "it is not there any more", "")
         case OSError() if problem.errno in _DISK_ERRORS:
@@ -183,37 +173,6 @@ def _order(request: Request) -> Order:
     return Order(path, request.priority, request.again, request.keep_original, request.added_by)
 
 
-def _limit_process() -> None:
-    os.umask(0o077)
-    os.nice(NICENESS)  # training comes first
-    signal.signal(signal.SIGIO, signal.SIG_IGN)  # a broken lease must not kill
-    signal.signal(signal.SIGXCPU, _time_up)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's; input ends with it
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard == resource.RLIM_INFINITY or hard > MEMORY_BYTES:
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, hard))
-
-
-def _limit_time(path: Path) -> None:
-    """CPU seconds for this file on top of what was used so far; all threads count."""
-    try:
-        size = path.lstat().st_size
-    except OSError:
-        size = 0
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    wanted = int(used.ru_utime + used.ru_stime) + CPU_BASE_S + size // CPU_BYTES_PER_S
-    if hard == resource.RLIM_INFINITY or wanted < hard:
-        resource.setrlimit(resource.RLIMIT_CPU, (wanted, hard))
-
-
-def _time_up(number: int, frame: FrameType | None) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft + 60, hard))  # room to clean up and answer
-    raise _TimeUp
-
-
 def _lines(idle_s: float) -> Iterator[bytes]:
     """Requests, until the input ends or none comes for `idle_s`."""
     buffer = b""
@@ -238,7 +197,8 @@ def main() -> int:
     except TrainerTuiError as problem:
         print(problem, file=sys.stderr)
         return 2
-    _limit_process()
+    limits.limit_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's; input ends with it
     logs.set_up(workspace.logs, "intake", console=False)
     contexts = Contexts(workspace)
     for line in _lines(asked.idle_s):

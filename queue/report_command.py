@@ -1,6 +1,7 @@
 """`python -m trainer_tui.queue.report`: the data report on the command line.
 
-Exit codes: 0 ok or warn, 1 block, 2 usage (no such file, not a file, no such workspace).
+Exit codes: 0 ok or warn, 1 block, 2 usage (no such file, not a file, no such workspace), or the
+file takes more memory or CPU time than it may.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainer_tui.queue import report, report_context, report_text
+from trainer_tui.queue import limits, report, report_context, report_text
 from trainer_tui.queue.intake import kind_problem
 from trainer_tui.queue.job import RETRY_COMMAND
 from trainer_tui.safety import workspace
@@ -44,8 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     if usage:
         print(f"{name} {usage}", file=sys.stderr)
         return 2
+    limits.limit_process()
+    limits.limit_time(asked.file)
     try:
         found = report.make(asked.file, name, context, sample=asked.sample).report
+    except (MemoryError, limits.TimeUp) as problem:
+        why = limits.TOO_MUCH_MEMORY if isinstance(problem, MemoryError) else limits.TOO_MUCH_TIME
+        print(f"{name}: {why} ({limits.ADVICE})", file=sys.stderr)
+        return 2
     except DataProblem as problem:
         found = report.unreadable(name, asked.file.stat().st_size, problem, context)
     except OSError as problem:

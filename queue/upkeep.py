@@ -122,15 +122,21 @@ def error_of(finding: Finding) -> JobError:
 
 
 def expired(jobs: Sequence[Job], retention: Retention, now: datetime) -> list[Job]:
-    """Completed and failed jobs beyond `completed_jobs` in number or `completed_days` in age."""
+    """Completed and failed jobs beyond `completed_jobs` in number, `completed_days` in age or
+    `completed_gb` in size; the newest of each is not too large."""
     found = []
     for folder in (COMPLETED, FAILED):
-        kept = 0
+        kept, size = 0, 0
         for job in jobs:  # newest first
             if job.folder != folder:
                 continue
-            kept += 1
-            if kept > retention.completed_jobs or _older(job, retention.completed_days, now):
+            kept, size = kept + 1, size + job.meta.bytes
+            large = kept > 1 and size > retention.completed_gb * 1e9
+            if (
+                large
+                or kept > retention.completed_jobs
+                or _older(job, retention.completed_days, now)
+            ):
                 found.append(job)
     return found
 

@@ -102,6 +102,7 @@ class Retention(Section):
     emergency_backups: Count = 5
     completed_jobs: Count = 500
     completed_days: Count = 30
+    completed_gb: float = Field(50.0, gt=0)
     trash_days: Count = 7
 
 

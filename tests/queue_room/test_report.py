@@ -360,3 +360,33 @@ def test_minutes_come_from_the_measured_speed_and_are_unknown_without(
     found = report.make(path, "file.jsonl", measured).report
     assert found.seconds == pytest.approx(found.tokens * measured.config.epochs / 50.0)
     assert any("minutes at the speed of late" in line for line in lines(found, colour=False))
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [("CPU_BASE_S = 0; limits.CPU_BYTES_PER_S = 10**9", "takes far longer"),
+     ("MEMORY_BYTES = 200 << 20", "more memory")],
+)  # fmt: skip
+def test_validate_has_limits_and_says_so(tmp_path: Path, row, limit: str, words: str) -> None:
+    file = tmp_path / "huge.jsonl"
+    if "MEMORY" in limit:
+        file.write_bytes(
+            b"".join(row(f"{at}?", f"{at}" * 40).encode() + b"\n" for at in range(400))
+        )
+    else:
+        with file.open("w") as stream:
+            for at in range(150_000):
+                stream.write(row(f"{at}?", f"{at}.") + "\n")
+    code = (
+        "import sys; from trainer_tui.queue import limits, report_command, tally\n"
+        f"limits.{limit}\n"
+        "if 'MEMORY' in sys.argv[2]:\n"
+        "    real = tally.Tally.row\n"
+        "    tally.Tally.row = lambda *a: (bytearray(1 << 30), real(*a))[1]\n"
+        "sys.exit(report_command.main([sys.argv[1]]))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(file), limit], capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 2, found
+    assert words in found.stderr and "split it" in found.stderr

@@ -284,6 +284,20 @@ def test_old_and_too_many_finished_jobs_go_to_the_trash(filled: Queue) -> None:
     assert filled.restore_removed(gone[0]).state == "completed"
 
 
+def test_done_jobs_are_also_kept_by_their_size_and_the_newest_whatever_it_is(
+    filled: Queue,
+) -> None:
+    for job in list(filled.waiting())[:3]:
+        filled.complete(job.id, finished_at=(NOW + timedelta(minutes=job.id)).isoformat())
+    size = filled.get(1).meta.bytes
+    one, two = size * 1.5e-9, size * 2.5e-9
+    now = NOW + timedelta(hours=1)
+    assert [job.id for job in expired(filled.jobs(), Retention(completed_gb=two), now)] == [1]
+    assert [job.id for job in expired(filled.jobs(), Retention(completed_gb=one), now)] == [2, 1]
+    tiny = Retention(completed_gb=1e-12)
+    assert [job.id for job in expired(filled.jobs(), tiny, now)] == [2, 1]
+
+
 def test_ids_are_never_used_twice(filled: Queue, stage) -> None:
     shutil.rmtree(filled.workspace.trash / filled.remove(5))
     again = Queue(filled.workspace)
