@@ -82,7 +82,7 @@ def rows(tokens: int, generator: np.random.Generator) -> list[str]:
     left = tokens
     while left > 0:
         length = int(np.clip(generator.lognormal(6.0, 0.7), 32, 3000))
-        words = [WORDS[i] for i in generator.integers(0, len(WORDS), max(4, int(length / 2.1)))]
+        words = [WORDS[i] for i in generator.integers(0, len(WORDS), max(4, int(length / 1.8)))]
         cut = int(0.4 * len(words))
         turns = [
             {"role": "user", "content": " ".join(words[:cut])},
@@ -167,9 +167,10 @@ def add_job(workspace: Workspace, number: int, lines: list[str]) -> Train:
 
 
 def windows(steps: list[tuple[float, StepDone]], size: int = SAVE_STEPS) -> list[float]:
-    """Tokens/s over each `size` steps, the first window's first ten steps left out."""
+    """Tokens/s over each `size` steps, the first window's first ten steps left out. Fewer steps
+    than that are one window."""
     speeds = []
-    for start in range(0, len(steps) - size + 1, size):
+    for start in range(0, max(1, len(steps) - size + 1), size):
         first = start if start else 10
         part = steps[first : start + size]
         before = steps[first - 1][0] if first else part[0][0]
