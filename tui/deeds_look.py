@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PAGE_CELLS = 68
 OLDER_READ = 300
+READINGS = 40  # of a filter whose words are everywhere, but never together
 
 
 async def show_doctor(app: TrainerApp) -> None:
@@ -56,19 +57,17 @@ async def older_events(app: TrainerApp) -> None:
     """From before those that are known; with a filter, the next that match it, however old."""
     panel = app.events_panel
     app.focus_panel(Panel.EVENTS)
-    before = panel.oldest_id()
-    if before is None or panel.exhausted:
-        app.say("there is nothing older", "dim")
-        return
-    wanted = {"limit": OLDER_READ, "before": before, **terms_of(panel.found)}
-    answer = await app.backend.get("/v1/history", wanted)
-    found = msgspec.json.decode(answer, type=History).events
-    panel.take_older(found, OLDER_READ)
-    if not found:
-        app.say("there is nothing older" + (" that matches" if panel.found else ""), "dim")
-        return
-    since = figures.day(found[-1].at)
-    app.say(f"{len(found)} older events, back to {since}", "dim")
+    for _ in range(READINGS):
+        if panel.exhausted or (before := panel.oldest_id()) is None:
+            break
+        wanted = {"limit": OLDER_READ, "before": before, **terms_of(panel.found)}
+        answer = await app.backend.get("/v1/history", wanted)
+        found = msgspec.json.decode(answer, type=History).events
+        if matches := panel.take_older(found, OLDER_READ):
+            words = "event" if matches == 1 else "events"
+            app.say(f"{matches} older {words}, back to {figures.day(found[-1].at)}", "dim")
+            return
+    app.say("there is nothing older" + (" that matches" if panel.found else ""), "dim")
 
 
 async def picture(app: TrainerApp) -> None:

@@ -47,6 +47,24 @@ async def test_the_stop_menu(server: Any, stage: Any) -> None:
                 assert on.asked()[-1] == request_seen
 
 
+async def test_a_kill_says_what_is_lost_and_wants_the_word(server: Any, stage: Any) -> None:
+    async with stage(server) as on:
+        await on.press("s")
+        await on.until(lambda: len(on.app.screen_stack) == 2, "the menu is open")
+        await on.pilot.press("x")
+        await on.until(lambda: on.app.screen.query("Input"), "asks for the word")
+        assert "20 steps since checkpoint-18400 are lost: 16s of training" in str(
+            on.app.screen._body
+        )
+        await on.pilot.press("enter")
+        await on.until(lambda: "nothing was killed" in str(on.app.screen._body), "enter alone")
+        await on.pilot.press(*"kil", "enter")
+        await on.until(lambda: "'kil' is not 'kill'" in str(on.app.screen._body), "nearly")
+        await on.pilot.press("escape")
+        await on.until(lambda: len(on.app.screen_stack) == 1, "left as it was")
+        assert on.asked() == []
+
+
 async def test_a_job_is_moved(server: Any, stage: Any) -> None:
     """Waiting at first: refunds, tone, greetings, syllogisms. The selection goes along."""
     steps: list[tuple[list[str], list[str]]] = [

@@ -50,7 +50,8 @@ class Walk:
         await self.close()
         app._set_finding(None, keep=False)
         app._solo(None)
-        app.events_panel._older, app.events_panel.exhausted = (), False
+        events = app.events_panel
+        events._older, events._reached, events.exhausted = (), 0, False
         app.loss.look = Look()
         app.feed.from_step = None
         app.statusline.notice, app.palette = None, "dark"

@@ -105,6 +105,32 @@ async def test_find_filters_and_escape_clears(server: Any, stage: Any) -> None:
         assert "refunds" in on.text("queue")
 
 
+async def test_events_are_found_however_old_and_further_down_come_older_ones(
+    server: Any, stage: Any
+) -> None:
+    for number in range(700):  # the screen reads 200 by itself
+        server.state.events.append(
+            {"id": 4000 - number, "at": "2026-11-20T10:00:00.000Z", "level": "info",
+             "topic": "job", "text": f"long ago {number}", "data": {}}
+        )  # fmt: skip
+    async with stage(server, (120, 40)) as on:
+        await on.press("4", "/", *"ago 650", "enter")
+        await on.until(lambda: "long ago 650" in on.text("events"), "found by the daemon")
+        assert "find ago 650: 1" in on.text("events")
+        await on.press("escape")
+        await on.until(lambda: len(on.app.events_panel.events) == 200, "all that were at hand")
+        await on.press("G", "j")
+        await on.until(lambda: len(on.app.events_panel.events) == 500, "300 more")
+        await on.press("G", "j")
+        await on.until(lambda: len(on.app.events_panel.events) == 708, "the last")
+        await on.press("G", "j")
+        assert len(on.app.events_panel.events) == 708
+        server.state.said("info", "job", "news")
+        await on.until(lambda: on.app.events_panel.events[0].text == "news", "and news on top")
+        ids = [event.id for event in on.app.events_panel.events]
+        assert ids == sorted(set(ids), reverse=True), "each once, in order"
+
+
 async def test_chart_keys(server: Any, stage: Any) -> None:
     async with stage(server) as on:
         await on.until(lambda: on.app.view.curves, "curves")
@@ -300,6 +326,12 @@ def test_every_action_has_one_meaning_per_key() -> None:
         assert key not in table
     assert not any(key.startswith("alt+") for key in table)
     assert "`p`" in actions.markdown()
+
+
+def test_the_readme_has_the_key_table_of_today() -> None:
+    readme = (Path(actions.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("<!-- keys")[2].partition("-->\n")[2].partition("\n<!-- /keys")[0]
+    assert shown == actions.markdown(), "python -m trainer_tui.tui.actions prints it"
 
 
 def test_own_keys_that_clash_are_named() -> None:

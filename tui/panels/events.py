@@ -13,6 +13,7 @@ from trainer_tui.tui.view import Panel, Said, View
 
 FRAME_ROWS = 6  # from here on the panel has a frame
 OLDER_KEPT = 2000
+NOTHING = " nothing has happened yet"
 LEVELS = ("info", "warning", "error")
 
 
@@ -93,6 +94,7 @@ class EventsPanel(ListPanel):
         super().__init__(id=Panel.EVENTS.value)
         self._older: tuple[Said, ...] = ()  # from before the view's oldest, asked for by hand
         self._joint = 0  # the view's oldest when they came
+        self._reached = 0  # the oldest that was looked at
         self.exhausted = False  # nothing older matches
 
     @property
@@ -110,24 +112,31 @@ class EventsPanel(ListPanel):
         return tuple(event for event in self._older if event.id < oldest)
 
     def oldest_id(self) -> int | None:
-        """Of those known, whether they match or not: where older ones end."""
-        known = (*self.screen_app.view.said, *self._still_older())
-        return known[-1].id if known else None
+        """Of those looked at, whether they match or not: where older ones end."""
+        said = self.screen_app.view.said
+        if not said:
+            return None
+        joined = self._reached and said[-1].id <= self._joint
+        return min(said[-1].id, self._reached) if joined else said[-1].id
 
-    def take_older(self, found: Sequence[Said], asked: int) -> None:
-        """`found`: newest first, from before `oldest_id`; fewer than `asked` are the last."""
+    def take_older(self, found: Sequence[Said], asked: int) -> int:
+        """`found`: newest first, from before `oldest_id`; fewer than `asked` are the last. How
+        many of them match."""
         last = self.oldest_id() or 0
-        more = [event for event in found if event.id < last]  # asked twice at once: once
+        fresh = [event for event in found if event.id < last]  # asked twice at once: once
+        more = matching(fresh, self._filter)
         self._older = (*self._still_older(), *more)[:OLDER_KEPT]
         said = self.screen_app.view.said
         self._joint = said[-1].id if said else 0
+        self._reached = fresh[-1].id if fresh else last
         self.exhausted = len(found) < asked or len(self._older) >= OLDER_KEPT
         self.changed()
+        return len(more)
 
     def find(self, text: str) -> None:
         """What an other filter brought has gaps, so it goes with that filter."""
         if text != self._filter:
-            self._older, self.exhausted = (), False
+            self._older, self._reached, self.exhausted = (), 0, False
         super().find(text)
 
     def step(self, rows: int) -> None:
@@ -153,7 +162,7 @@ class EventsPanel(ListPanel):
         away = away_rows(view, width, self.glyphs)[: height - 1]
         rows = away + compact(self.events, width, height - len(away), self.glyphs)
         if not rows:
-            rows = [Line().add(" nothing has happened yet", "dim").row(width)]
+            rows = [Line().add(NOTHING, "dim").row(width)]
         if self.has_focus and rows:
             rows[0] = over(rows[0], "select")
         return rows
@@ -169,7 +178,8 @@ class EventsPanel(ListPanel):
                 row = over(row, "select")
             rows.append(row)
         if not events:
-            rows.append(Line().add(" nothing has happened yet", "dim").row(width))
+            words = " nothing matches; esc shows all" if self._filter else NOTHING
+            rows.append(Line().add(words, "dim").row(width))
         return rows
 
     @property
