@@ -40,6 +40,12 @@ class Restore(Body):
     requeue: bool = False
 
 
+class Rollback(Restore):
+    """`version`: the one that was shown as the target and agreed to; else the target of now."""
+
+    version: int | None = Field(None, ge=0, le=2**31)
+
+
 class Undone(Body):
     """`requeue`: as in `Restore`."""
 
@@ -147,10 +153,10 @@ def _add_changing(routes: APIRouter, house: House) -> None:
         return json_response(await keeper.create(wish.description), 201)
 
     @routes.post("/rollback", summary="Restore the version before the current state")
-    async def rollback(request: Request, body: Restore | None = None) -> Response:
-        wish = body or Restore()
+    async def rollback(request: Request, body: Rollback | None = None) -> Response:
+        wish = body or Rollback()
         check_revision(request, wish.revision, house)
-        restored = await keeper.rollback(weights_only=wish.weights_only)
+        restored = await keeper.rollback(wish.version, weights_only=wish.weights_only)
         return await _restored(house, restored, wish.requeue, who(request))
 
     @routes.post("/{number}/restore", summary="Commit a version again as the newest state")

@@ -110,11 +110,15 @@ class Keeper:
         async with self._changing():
             return await self._restore(number, weights_only, "restore")
 
-    async def rollback(self, *, weights_only: bool = False) -> dict[str, Any]:
-        """Restore the version before the current state. Raises as `restore`."""
+    async def rollback(
+        self, number: int | None = None, *, weights_only: bool = False
+    ) -> dict[str, Any]:
+        """Restore the version before the newest committed state, or `number`: the one a person was
+        shown as that and said yes to, whatever has been committed since. Raises as `restore`."""
         async with self._changing():
-            target = await self._work(lambda store: store.rollback_target())
-            return await self._restore(target.number, weights_only, "rollback")
+            if number is None:
+                number = (await self._work(lambda store: store.rollback_target())).number
+            return await self._restore(number, weights_only, "rollback")
 
     async def _restore(self, number: int, weights_only: bool, reason: str) -> dict[str, Any]:
         if weights_only:

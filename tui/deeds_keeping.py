@@ -13,6 +13,7 @@ import msgspec
 
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
+from trainer_tui.tui.deeds_versions import went_back
 from trainer_tui.tui.view import Version
 
 if TYPE_CHECKING:
@@ -70,10 +71,8 @@ async def restore_emergency(app: TrainerApp) -> None:
     if not await app.confirm(f"Go back to {entry.get('name')}?", words):
         return
     app.say("restoring…", "dim")
-    await app.change("POST", f"/v1/versions/emergencies/{entry['number']}/restore")
-    for what in ("versions", "metrics", "jobs"):
-        app.feed_again(what)
-    app.say(f"{app.glyphs.check} the model is what it was at step {_step(entry)}", "good")
+    reply = await app.change("POST", f"/v1/versions/emergencies/{entry['number']}/restore")
+    went_back(app, f"the model is what it was at step {_step(entry)}", reply)
 
 
 def emergency_words(entry: dict[str, Any]) -> tuple[str, str]:

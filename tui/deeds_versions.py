@@ -60,17 +60,36 @@ async def _roll_back(app: TrainerApp, how: dict[str, object]) -> None:
     words = rollback_words(app.view.training, version, lost)
     if how:
         words.append("The optimizer begins anew: its part of the version is left out.")
-    if not await app.confirm(f"Roll back to v{version.number:03d}?", words):
+    wish = await going_back(app, f"Roll back to v{version.number:03d}?", words, len(lost))
+    if wish is None:
         return
     app.say(f"rolling back to v{version.number:03d}…", "dim")
-    await app.change("POST", f"/v1/versions/{version.number}/restore", how)
-    _is_again(app, version)
+    reply = await app.change("POST", f"/v1/versions/{version.number}/restore", {**how, **wish})
+    went_back(app, f"the model is v{version.number:03d} again", reply)
 
 
-def _is_again(app: TrainerApp, version: Version) -> None:
+async def going_back(
+    app: TrainerApp, title: str, words: list[str], files: int
+) -> dict[str, object] | None:
+    """Ask, also whether the files trained since shall wait again; None: leave it as it is."""
+    also = f"queue the {'file' if files == 1 else f'{files} files'} again" if files else ""
+    answer = await app.confirm_or_more(title, words, also)
+    if answer is None:
+        return None
+    return {"requeue": True} if answer == "w" else {}
+
+
+def went_back(app: TrainerApp, words: str, reply: Any) -> None:
+    """Show the effect, with what the daemon has to add: what the state lacks, what waits again."""
     for what in ("versions", "metrics", "jobs"):
         app.feed_again(what)
-    app.say(f"{app.glyphs.check} the model is v{version.number:03d} again", "good")
+    answer = reply if isinstance(reply, dict) else {}
+    notes = [str(note) for note in (answer.get("restored") or {}).get("notes") or []]
+    if waiting := len(answer.get("requeued") or []):
+        notes.append("1 file waits again" if waiting == 1 else f"{waiting} files wait again")
+    notes += [str(problem) for problem in answer.get("not_requeued") or []]
+    role = "warn" if answer.get("not_requeued") else "good"
+    app.say("; ".join([f"{app.glyphs.check} {words}", *map(printable, notes)]), role)
 
 
 async def roll_back_one(app: TrainerApp) -> None:
@@ -78,11 +97,13 @@ async def roll_back_one(app: TrainerApp) -> None:
     found = msgspec.json.decode(await app.backend.get("/v1/versions/rollback"), type=Target)
     lost = [printable(str(item.get("name")), 24) for item in found.files_since]
     words = rollback_words(app.view.training, found.version, lost)
-    if not await app.confirm(f"Roll back to v{found.version.number:03d}?", words):
+    wish = await going_back(app, f"Roll back to v{found.version.number:03d}?", words, len(lost))
+    if wish is None:
         return
     app.say(f"rolling back to v{found.version.number:03d}…", "dim")
-    await app.change("POST", "/v1/versions/rollback")
-    _is_again(app, found.version)
+    agreed = {"version": found.version.number, **wish}  # whatever is committed meanwhile
+    reply = await app.change("POST", "/v1/versions/rollback", agreed)
+    went_back(app, f"the model is v{found.version.number:03d} again", reply)
 
 
 def rollback_words(training: Training, version: Version, lost: list[str]) -> list[str]:

@@ -174,9 +174,13 @@ class Hands(App[int]):
         return plain(text, self.glyphs)
 
     async def confirm(self, title: str, lines: Sequence[str]) -> bool:
+        return await self.confirm_or_more(title, lines, "") == "y"
+
+    async def confirm_or_more(self, title: str, lines: Sequence[str], also: str) -> str | None:
+        """`y`, or `w`: with what `also` says; None: neither."""
         shown = [self.plain(line) for line in lines]
-        question = ask.confirmation(self.plain(title), shown, self.palette)
-        return await self.push_screen_wait(question) == "y"
+        question = ask.confirmation(self.plain(title), shown, self.palette, self.plain(also))
+        return await self.push_screen_wait(question)
 
     async def choose(self, title: str, options: Sequence[ask.Option], below: str) -> str | None:
         shown = [(key, self.plain(name), self.plain(words), why and self.plain(why))

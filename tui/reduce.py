@@ -158,7 +158,8 @@ def reduce(view: View, news: News) -> tuple[View, Touched]:
             return new, frozenset({Panel.QUEUE, Panel.INSPECTOR})
         case VersionsCame(versions):
             touched = frozenset({Panel.VERSIONS, Panel.LOSS, Panel.INSPECTOR, Panel.HEADER})
-            return replace(view, versions=tuple(versions.versions)), touched
+            listed = tuple(versions.versions)
+            return replace(view, versions=listed, best_version=versions.best), touched
         case HistoryCame(history, seen):
             return _history(view, history, seen)
         case MetricsCame(metrics):

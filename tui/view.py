@@ -220,7 +220,7 @@ class Version(Document, frozen=True, kw_only=True):
 
 class Versions(Document, frozen=True, kw_only=True):
     versions: list[Version] = []
-    latest: int | None = None
+    best: int | None = None  # on the fixed set in use
     current_lineage: int | None = None
 
 
@@ -358,6 +358,7 @@ class View:
     jobs: tuple[Job, ...] = ()
     jobs_total: int = 0
     versions: tuple[Version, ...] = ()
+    best_version: int | None = None
     said: tuple[Said, ...] = ()
     away: tuple[Said, ...] = ()  # what happened since the last visit, worst first
     curves: dict[str, tuple[Point, ...]] = field(default_factory=dict)

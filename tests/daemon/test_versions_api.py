@@ -37,8 +37,12 @@ def test_rollback_commits_an_older_version_and_training_goes_on_from_it(daemon):
         second = make(daemon, "the second")
         stream.until("versions", lambda data: data["latest"] == second["number"])
     assert second["global_step"] > first["global_step"]
-    answer = daemon.post("/v1/versions/rollback", timeout_s=60)
-    assert answer["restored"]["number"] == first["number"]
+    shown = daemon.get("/v1/versions/rollback")["version"]["number"]
+    assert shown == first["number"]
+    daemon.post("/v1/training/checkpoint")  # the target of now is another one after this
+    assert daemon.get("/v1/versions/rollback")["version"]["number"] == second["number"]
+    answer = daemon.post("/v1/versions/rollback", {"version": shown}, timeout_s=60)
+    assert answer["restored"]["number"] == first["number"], "what was shown and agreed to"
     daemon.until_training("training")
     newest = wait_for(lambda: checkpoints.newest_verified(daemon.workspace.current_model))
     assert newest.manifest.lineage == 1

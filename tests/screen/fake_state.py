@@ -225,7 +225,7 @@ class FakeDaemon:
                 case ["versions", _]:
                     return 200, {**self.versions[0], "files_since": [{"name": "tone-2.jsonl"}]}
                 case ["versions"]:
-                    return 200, {"versions": self.versions, "latest": 42, "current_lineage": 0}
+                    return 200, {"versions": self.versions, "best": 42, "current_lineage": 0}
                 case ["history"]:
                     return 200, {"events": self._history(query)}
                 case ["metrics"]:

@@ -116,7 +116,8 @@ def test_going_back_twice_while_saving_and_killed_in_the_middle_loses_nothing(da
     answers = [wish.answer for wish in twice]
     assert [a.status for a in answers if a] == [200, 200], answers
     reached = {a.json["restored"]["number"] for a in answers if a}
-    assert reached == set(numbers[1:]), "twice quickly is back by two versions, in this order"
+    first_saved, first_back = set(numbers[1:]), set(numbers[:-1])  # which of the two came first
+    assert reached in (first_saved, first_back), "twice quickly is back by two versions"
     lineage = daemon.training()["lineage"]
     assert committed_step(daemon) > before and lineage >= 2
     if dice.random() < 0.5:  # else the next wish comes while the trainer loads

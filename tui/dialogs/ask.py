@@ -181,12 +181,14 @@ class Page(ModalScreen[None]):
                 pass
 
 
-def confirmation(title: str, lines: Sequence[str], palette: str) -> Question:
-    """`y` does it; everything else does not."""
+def confirmation(title: str, lines: Sequence[str], palette: str, also: str = "") -> Question:
+    """`y` does it, `w` does it and more (`also` says what); everything else does not."""
     body = Text("\n".join(printable(line) for line in lines) + "\n\n")
     body.append("y", style_of("key", palette)).append(" do it    ")
+    if also:
+        body.append("w", style_of("key", palette)).append(f" do it, and {printable(also)}\n")
     body.append("esc", style_of("key", palette)).append(" leave it as it is")
-    return Question(title, body, ["y"])
+    return Question(title, body, ["y", "w"] if also else ["y"])
 
 
 def choice(title: str, options: Sequence[Option], below: str, palette: str) -> Question:

@@ -28,12 +28,6 @@ def mark(version: Version, glyphs: Glyphs, live: int | None) -> tuple[str, str]:
     return (glyphs.pin, "mark") if version.pinned else (" ", "")
 
 
-def best_of(versions: tuple[Version, ...]) -> int | None:
-    """The number of the version with the lowest validation loss."""
-    measured = [(v.loss, v.number) for v in versions if v.loss is not None and v.state == "ok"]
-    return min(measured)[1] if measured else None
-
-
 def version_row(version: Version, view: View, width: int, glyphs: Glyphs, best: int | None) -> Row:
     live = max((item.number for item in view.versions if item.live), default=None)
     sign, role = mark(version, glyphs, live)
@@ -93,10 +87,9 @@ class VersionsPanel(ListPanel):
                 Line().add("  C makes one of the newest checkpoint.", "dim").row(width),
             ]
         self._settle(self.keys())
-        best = best_of(view.versions)
         rows: list[Row] = []
         for index in self.window(len(versions), height):
-            row = version_row(versions[index], view, width, self.glyphs, best)
+            row = version_row(versions[index], view, width, self.glyphs, view.best_version)
             rows.append(over(row, "select") if index == self._index else row)
         return rows
 

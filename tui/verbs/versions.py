@@ -144,7 +144,7 @@ def rollback(yes: Yes = False, weights_only: WeightsOnly = False, requeue: Reque
     lacking = _without_optimizer(target["version"], weights_only)
     _confirm(f"{lacking}roll back to v{number:03d}? {KEPT}", yes)
     again = _wants_requeue(files, requeue, yes)
-    body = {"weights_only": weights_only, "requeue": again}
+    body = {"version": number, "weights_only": weights_only, "requeue": again}
     _tell_restored(context.client.post("/v1/versions/rollback", body))
 
 
