@@ -67,7 +67,7 @@ def take_lock(here: Workspace) -> Lock:
         owner = locks.owner_note(here.daemon_lock) or "an unknown process"
         raise Locked(
             f"another daemon serves {here.root}: {owner}",
-            "attach to it with: trainer-tui; end it with: trainer-tui stop --now --daemon",
+            "attach to it with: trainer-tui; end it with: trainer-tui stop --daemon",
         )
     lock.write_owner(f"pid {os.getpid()}, since {clock.now_iso()}")
     return lock

@@ -59,6 +59,7 @@ class Meters:
         self._root = workspace_root
         self._nvml: Any = None
         self._health: Health | None = None
+        self._had_gpus = False
         self._xids: deque[tuple[float, Xid]] = deque(maxlen=XIDS_KEPT)  # by monotonic time
         psutil.cpu_percent(None)  # the first call only starts the interval
 
@@ -108,20 +109,20 @@ class Meters:
 
         Args:
             since_s: when the trainer began (monotonic).
-            before: the cards as they were then.
+            before: the cards as they were then; empty when it ended before they were looked at.
 
         Returns:
             The complaint of the cards now (empty: none), and the Xids since then.
         """
         gpus, problem = self._sample_gpus()
-        complaint = problem if before and not gpus else ""
+        complaint = problem if self._had_gpus and not gpus else ""
         old = {gpu.index: gpu.faults for gpu in before}
         found = [(gpu, gpu_health.worse(old.get(gpu.index), gpu.faults)) for gpu in gpus]
         complaints = [f"GPU {gpu.index}: {text}" for gpu, text in found if text]
         xids = [xid for at_s, xid in self._xids if at_s >= since_s]
         return "; ".join([*filter(None, [complaint]), *complaints]), [
             *xids,
-            *(gpu_health.from_kernel_log(since_s) if before else []),
+            *(gpu_health.from_kernel_log(since_s) if self._had_gpus else []),
         ]
 
     def _sample_gpus(self) -> tuple[tuple[Gpu, ...], str]:
@@ -133,6 +134,7 @@ class Meters:
                 self._nvml, self._health = pynvml, Health(pynvml)
             count = pynvml.nvmlDeviceGetCount()
             gpus = tuple(_sample_gpu(pynvml, index, self._health) for index in range(count))
+            self._had_gpus = self._had_gpus or bool(gpus)
             self._note_xids()
             return gpus, ""
         except pynvml.NVMLError as problem:

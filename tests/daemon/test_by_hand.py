@@ -96,7 +96,7 @@ def test_a_failed_job_moved_into_the_inbox_is_explained_and_its_data_taken_as_a_
     source.rename(inbox / "again.jsonl")  # the data alone; its content is job `new` already
     again = daemon.until_job("again.jsonl", "failed")
     assert f"job {new['id']}" in again["error"]["message"]
-    assert not (inbox / "again.jsonl").exists()
+    wait_for(lambda: not (inbox / "again.jsonl").exists(), why="the original goes last")
 
 
 def test_data_edited_in_processing_is_found_by_its_hash(daemon: Harness) -> None:

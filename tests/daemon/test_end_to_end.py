@@ -23,6 +23,8 @@ eval_steps = 4
 save_steps = 2
 [validation]
 rows = 8
+[versioning]
+after_every_file = true
 [supervision]
 backoff_s = [0.1]
 """
@@ -51,9 +53,10 @@ def test_files_are_learnt_once_although_the_trainer_is_killed(tmp_path):
         assert training["val_loss"] < training["loss"] + 10
         losses = daemon.get("/v1/metrics?series=loss,val_loss")["series"]
         assert losses["loss"] and losses["val_loss"]
-        [incident] = daemon.get("/v1/incidents")["incidents"]
+        [incident] = wait_for(lambda: daemon.get("/v1/incidents")["incidents"])
         assert "SIGKILL" in incident["text"]
-        assert daemon.get("/v1/versions")["versions"], "a new best made a version by itself"
+        versions = wait_for(lambda: daemon.get("/v1/versions")["versions"], PATIENCE_S)
+        assert versions[0]["automatic"] and versions[0]["validation"], "made by itself, measured"
         assert daemon.stop() == 0
     finally:
         daemon.close()

@@ -65,9 +65,9 @@ def test_a_trainer_that_dies_with_its_card_is_an_incident_that_waits_for_a_perso
     os.kill(daemon.training()["trainer_pid"], signal.SIGKILL)
     training = daemon.until_training("degraded", 60)
     assert "fallen off the bus" in training["reason"]
-    assert daemon.status()["machine"]["gpu_problem"] == "GPU is lost"
+    wait_for(lambda: daemon.status()["machine"]["gpu_problem"] == "GPU is lost")
     assert daemon.said("the GPU does not answer: GPU is lost")
-    [incident] = daemon.get("/v1/incidents")["incidents"]
+    [incident] = wait_for(lambda: daemon.get("/v1/incidents")["incidents"])
     assert incident["class"] == "gpu_hardware" and "nvidia-smi" in incident["suggestion"]
     folder = daemon.workspace.incidents / incident["id"]
     kept = json.loads((folder / "incident.json").read_bytes())
@@ -85,6 +85,6 @@ def test_a_fault_of_the_programs_own_gets_a_new_process(beside):
     say(xids=[31])
     os.kill(first, signal.SIGSEGV)
     wait_for(lambda: daemon.training()["trainer_pid"] not in (None, first), 60)
-    [incident] = daemon.get("/v1/incidents")["incidents"]
+    [incident] = wait_for(lambda: daemon.get("/v1/incidents")["incidents"])
     assert incident["class"] == "cuda_sticky"
     goes_on(daemon, step)

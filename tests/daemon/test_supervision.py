@@ -46,7 +46,7 @@ def test_a_hung_trainer_is_ended_with_its_stacks_kept_and_the_file_goes_on(serve
     set_stub(daemon.workspace, steps=10_000)
     wait_for(lambda: daemon.training()["trainer_pid"] not in (None, first))
     wait_for(lambda: (daemon.training()["global_step"] or 0) > 15)
-    [incident] = daemon.get("/v1/incidents")["incidents"]
+    [incident] = wait_for(lambda: daemon.get("/v1/incidents")["incidents"])
     assert incident["class"] == "hang"
     assert {"stacks-1.txt", "stacks-2.txt"} <= set(incident["files"])
     folder = daemon.workspace.incidents / incident["id"]

@@ -34,7 +34,7 @@ def test_a_writer_that_hangs_is_ended_and_the_same_state_is_saved_again(tmp_path
         wait_for(lambda: saved_step(daemon) > uncommitted, 60, "it is saved after all")
         training = daemon.training()
         assert training["trainer_pid"] == trainer and training["restarts"] == 0
-        [incident] = daemon.get("/v1/incidents")["incidents"]
+        [incident] = wait_for(lambda: daemon.get("/v1/incidents")["incidents"])
         assert incident["class"] == "hang" and "stacks-1.txt" in incident["files"]
         assert "_fsync" in (workspace.incidents / incident["id"] / "stacks-1.txt").read_text()
         assert daemon.stop(limit_s=60) == 0

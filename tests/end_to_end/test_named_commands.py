@@ -29,7 +29,8 @@ def unknown(words: list[str]) -> str:
                 one for option in node.params for one in (*option.opts, *option.secondary_opts)
             }
             option = word.split("=")[0].rstrip(".")
-            return "" if option in known | {"-h", "--help", "-"} else option
+            if option not in known | {"-h", "--help", "-"}:
+                return option
         elif hasattr(node, "commands"):
             if word.rstrip(".") not in node.commands:
                 return "" if word in PROSE else word
@@ -57,3 +58,4 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert unknown(["--help-keys"]) == "--help-keys"
     assert unknown(["queue", "dance", "3"]) == "dance"
     assert unknown(["queue", "retry", "3", "--accept"]) == ""
+    assert unknown(["stop", "--now", "--everything"]) == "--everything"

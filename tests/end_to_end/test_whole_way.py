@@ -184,6 +184,19 @@ def test_exit_codes_are_the_documented_ones(person: Person) -> None:
     assert second.returncode == 3 and str(person.daemon_pid()) in second.stderr
 
 
+def test_stop_daemon_saves_and_ends_it_and_the_next_one_trains_on(
+    person: Person, chats: dict[str, bytes]
+) -> None:
+    starts_slowly(person)
+    person.drops("a.jsonl", chats["conversations.jsonl"])
+    person.waits(lambda: (person.status()["training"]["global_step"] or 0) >= 1)
+    assert "ended" in person.types("stop", "--daemon").stdout
+    assert person.types("status", check=False).returncode == 3
+    starts(person)
+    assert person.status()["training"]["intent"]["training"] == "run"
+    person.waits(lambda: person.jobs()["a.jsonl"]["state"] == "completed", 120)
+
+
 def test_a_stop_file_ends_the_daemon_once(person: Person, chats: dict[str, bytes]) -> None:
     starts_slowly(person)
     person.drops("a.jsonl", chats["conversations.jsonl"])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
 
+from trainer_tui.safety import processes
 from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import columns
 from trainer_tui.tui.context import context, print_json
 
+DAEMON_END_S = 330.0  # what it allows the trainer's last step and commit, and a little
 Force = Annotated[bool, typer.Option("--force", help="Also what somebody else did.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The API's document, for programs.")]
 
@@ -114,12 +117,33 @@ def stop(
         bool, typer.Option("--kill", help="At once: steps no checkpoint holds are lost.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --kill: do not ask.")] = False,
+    daemon: Annotated[
+        bool,
+        typer.Option("--daemon", help="End the daemon: it saves; the next one goes on training."),
+    ] = False,
 ) -> None:
     """Stop training after the current file. The daemon stays up; `resume` starts again."""
-    if kill:
+    if daemon and not kill:
+        if now:
+            _steer("stop", {"now": True})
+        _end_daemon()
+    elif kill:
         _kill(yes)
     else:
         _steer("stop", {"now": now})
+
+
+def _end_daemon() -> None:
+    """SIGTERM, and wait until it has saved and gone."""
+    pid = context.client.get("/v1/status")["daemon"]["pid"]
+    process = processes.identify(pid)
+    if process is None:
+        raise Refused("the daemon does not run on this machine", "end it where it runs")
+    processes.send(process, signal.SIGTERM)
+    print(f"daemon {pid} saves and ends…", flush=True)
+    if not processes.wait_gone(process, DAEMON_END_S):
+        raise Refused(f"daemon {pid} still runs after {DAEMON_END_S:g} s", "trainer-tui logs")
+    print("ended")
 
 
 def _kill(yes: bool) -> None:
