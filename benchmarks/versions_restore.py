@@ -1,11 +1,12 @@
 """Going back with a real daemon and a real trainer: from the wish to the first new step.
 
     python -m benchmarks.versions_restore [--megabytes 300] [--rounds 3] [--folder DIR]
-        [--write NAME]
+        [--precision NAME] [--idle] [--write NAME]
 
 Random weights in a Qwen3 shape of about that size in float32 (0: the toy model; 4000: one billion
 parameters). Each round makes a version, trains on, restores it, and waits for the first step
-after it. `--write` keeps the table in results/NAME.md.
+after it. With `--idle` everything is trained and saved when the wish comes, so that no save is in
+it, and a file is queued again for the first step. `--write` keeps the table in results/NAME.md.
 """
 
 from __future__ import annotations
@@ -80,11 +81,13 @@ def main() -> None:
     parser.add_argument(
         "--patience", type=float, default=Patience.limit_s, help="seconds for one step"
     )
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--idle", action="store_true", help="nothing is unsaved at the wish")
     parser.add_argument("--write", metavar="NAME", default="")
     wanted = parser.parse_args()
     Patience.limit_s = wanted.patience
     with tempfile.TemporaryDirectory(dir=wanted.folder, prefix="versions-restore-") as place:
-        table = measure(Workspace(Path(place) / "ws"), wanted.megabytes, wanted.rounds)
+        table = measure(Workspace(Path(place) / "ws"), wanted)
     print(table)
     if wanted.write:
         (Path(__file__).parent / "results" / f"{wanted.write}.md").write_text(table)
@@ -122,12 +125,14 @@ def wait_for(what: Callable[[], Any]) -> Any:
     raise SystemExit(f"not within {Patience.limit_s:.0f} s")
 
 
-def measure(workspace: Workspace, megabytes: int, rounds: int) -> str:
-    """Serve the workspace, go back `rounds` times, and return the table as Markdown."""
-    card = _card()
+def measure(workspace: Workspace, wanted: argparse.Namespace) -> str:
+    """Serve the workspace, go back so often, and return the table as Markdown."""
+    card, megabytes, rounds = _card(), wanted.megabytes, wanted.rounds
     tokens, count = (1024, 30_000) if card else (256, 6_000)
+    count = 24 if wanted.idle else count
     workspace.root.mkdir()
     sizes = f"pack_tokens = {tokens}\ntokens_per_step = {tokens}\n"
+    sizes += f'precision = "{wanted.precision}"\n'
     workspace.config_file.write_text(sizes + SETTINGS)
     workspace.prepare()
     build(workspace.models / "base", megabytes)
@@ -143,7 +148,7 @@ def measure(workspace: Workspace, megabytes: int, rounds: int) -> str:
     log = (workspace.root / "daemon.out").open("wb")
     daemon = subprocess.Popen([*command, str(workspace.root)], stdout=log, stderr=log)
     try:
-        return _table(Client(workspace.socket), workspace, rounds, card)
+        return _table(Client(workspace.socket), workspace, rounds, card, idle=wanted.idle)
     except BaseException:
         print((workspace.root / "daemon.out").read_text()[-4000:])
         for path in workspace.logs.rglob("trainer*"):
@@ -217,7 +222,7 @@ def _write_speed(workspace: Workspace) -> float:
     return 16 * len(chunk) / took_s / 1e9
 
 
-def _table(client: Client, workspace: Workspace, rounds: int, card: str) -> str:
+def _table(client: Client, workspace: Workspace, rounds: int, card: str, *, idle: bool) -> str:
     def step() -> int:
         try:
             training = client.get("/v1/status")["training"]
@@ -242,22 +247,30 @@ def _table(client: Client, workspace: Workspace, rounds: int, card: str) -> str:
 
         return int(wait_for(there))
 
+    def settled() -> bool:
+        training = client.get("/v1/status")["training"]
+        return training["state"] == "idle" and not training["unsaved_steps"]
+
     created, replied, stepping, per_step = [], [], [], []
     phases: list[dict[str, float]] = []
     for number in range(1, rounds + 1):
-        at = further(further(step()))
+        at = step() if idle and number > 1 else further(further(step()))
+        if idle:
+            wait_for(settled)
         started_s = time.monotonic()
         client.post("/v1/versions", {"description": f"round {number}"})
         created.append(time.monotonic() - started_s)
         print(f"round {number}: version made in {created[-1]:.1f} s", flush=True)
         at = step()
         started_s = time.monotonic()
-        reached = further(at)
+        reached = at + 1 if idle else further(at)
         per_step.append((time.monotonic() - started_s) / (reached - at))
         watch = Watch(client)
         started_s = time.monotonic()
         restored = client.post(f"/v1/versions/{number}/restore")["restored"]
         replied.append(time.monotonic() - started_s)
+        if idle:
+            client.post("/v1/jobs/1/again")
         further(restored["global_step"])
         stepping.append(time.monotonic() - started_s)
         phases.append(watch.end())
@@ -271,7 +284,7 @@ def _table(client: Client, workspace: Workspace, rounds: int, card: str) -> str:
         ("version made (unsaved steps saved first, whole look at the validation set)", created),
         ("restore: wish to reply (proven, trainer saved and gone, committed)", replied),
         ("restore: wish to the first new step", stepping),
-        ("one training step", per_step),
+        *([] if idle else [("one training step", per_step)]),
     ]
     names = dict.fromkeys(name for lasted in phases for name in lasted)
     for name in names:
