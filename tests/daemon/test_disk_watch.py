@@ -161,6 +161,7 @@ def test_on_a_full_disk_the_ballast_lets_a_person_pause(small_disk, ballast):
         fill(small_disk)
         if ballast:
             wait_for(lambda: not file.exists(), 30, "the ballast is given up")
+            wait_for(lambda: shutil.disk_usage(small_disk).free > 1 << 20, 30, "its bytes are back")
         answer = daemon.call("POST", "/v1/training/pause", {}, timeout_s=60)
         assert answer.status == (200 if ballast else 507), answer
         if ballast:
