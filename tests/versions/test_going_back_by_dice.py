@@ -116,8 +116,9 @@ def test_going_back_twice_while_saving_and_killed_in_the_middle_loses_nothing(da
     answers = [wish.answer for wish in twice]
     assert [a.status for a in answers if a] == [200, 200], answers
     reached = {a.json["restored"]["number"] for a in answers if a}
-    first_saved, first_back = set(numbers[1:]), set(numbers[:-1])  # which of the two came first
-    assert reached in (first_saved, first_back), "twice quickly is back by two versions"
+    # The save beside them comes first (c, b), last (b, a), or between the two: then the second
+    # goes back over what was committed in between (b, b).
+    assert numbers[1] in reached and reached <= set(numbers), reached
     lineage = daemon.training()["lineage"]
     assert committed_step(daemon) > before and lineage >= 2
     if dice.random() < 0.5:  # else the next wish comes while the trainer loads
@@ -137,5 +138,6 @@ def test_going_back_twice_while_saving_and_killed_in_the_middle_loses_nothing(da
         daemon.process.wait()
         daemon.start()
     all_is_well(daemon, before)
-    assert kept <= len(emergencies(daemon)) <= kept + 1
+    limit = 5  # retention.emergency_backups: older ones may go at any moment
+    assert min(kept, limit) <= len(emergencies(daemon)) <= kept + 1
     assert daemon.training()["lineage"] in (lineage, lineage + 1), "the old or the new"
