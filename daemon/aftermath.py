@@ -21,7 +21,7 @@ from trainer_tui.daemon.memory_wait import Need
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
-from trainer_tui.safety import cgroup, clock, crash, durable, heartbeat, messages, processes
+from trainer_tui.safety import cgroup, clock, crash, heartbeat, incidents, messages, processes
 from trainer_tui.safety.crash import Action, Evidence
 from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.workspace import Workspace
@@ -157,16 +157,7 @@ class Aftermath:
             "last_words": evidence.fault_text[-4000:],
         }
         folder = self._workspace.incidents / trainer.run_id
-
-        def keep() -> None:
-            durable.make_directory(folder)
-            data = msgspec.json.format(msgspec.json.encode(document), indent=1)
-            durable.replace(folder / "incident.json", data)
-
-        try:
-            await asyncio.to_thread(keep)
-        except OSError as problem:
-            log.error("the incident was not kept: %s", problem)
+        await asyncio.to_thread(incidents.keep, folder, document)
 
     async def end_leftovers(self, trainer: Trainer) -> None:
         """What the trainer started and left behind: time to finish a write, then the end."""

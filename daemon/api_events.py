@@ -17,6 +17,7 @@ from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import json_response
 from trainer_tui.daemon.problems import Malformed
 from trainer_tui.safety.errors import DataProblem
+from trainer_tui.safety.incidents import INCIDENT_NAME
 
 KEEP_ALIVE_S = 15.0
 SERIES = (
@@ -113,12 +114,12 @@ def router(house: House) -> APIRouter:
 
 
 def read_incidents(folder: Path) -> list[dict[str, Any]]:
-    """The newest ones, newest first; each is a folder with an `incident.json`."""
+    """The newest ones, newest first; each is a folder with its document."""
     names = sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), reverse=True)
     found = []
     for name in names[:INCIDENTS_LISTED]:
         try:
-            document = msgspec.json.decode((folder / name / "incident.json").read_bytes())
+            document = msgspec.json.decode((folder / name / INCIDENT_NAME).read_bytes())
         except (FileNotFoundError, msgspec.MsgspecError):
             continue  # one that is being written; the next reading has it
         files = sorted(entry.name for entry in (folder / name).iterdir())

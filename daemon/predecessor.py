@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import psutil
 
 from trainer_tui.daemon.teller import Teller
-from trainer_tui.safety import clock, durable
+from trainer_tui.safety import clock, incidents
 from trainer_tui.safety.workspace import Workspace
 
-log = logging.getLogger("daemon")
 LAST_WORDS_BYTES = 4000
 
 
@@ -65,18 +63,15 @@ async def tell(workspace: Workspace, death: Death, teller: Teller) -> None:
     """An event and an incident."""
     name, hint = f"{clock.now_iso()[:19].replace(':', '')}-daemon", _hint(death)
     teller.say("warning", "daemon", death.text, hint=hint, incident=name)
-    try:
-        await asyncio.to_thread(_keep, workspace.incidents / name, death)
-    except OSError as problem:
-        log.error("the incident was not kept: %s", problem)
+    await asyncio.to_thread(incidents.keep, workspace.incidents / name, _document(death))
 
 
 def _hint(death: Death) -> str:
     return "" if death.machine else "its last words: state/logs/daemon.out and daemon.log"
 
 
-def _keep(folder: Path, death: Death) -> None:
-    document: dict[str, Any] = {
+def _document(death: Death) -> dict[str, Any]:
+    return {
         "at": clock.now_iso(),
         "class": "machine_down" if death.machine else "daemon_died",
         "text": death.text,
@@ -87,20 +82,13 @@ def _keep(folder: Path, death: Death) -> None:
         "last_seen_at": death.seen_at or None,
         "last_words": death.last_words,
     }
-    durable.make_directory(folder)
-    data = msgspec.json.format(msgspec.json.encode(document), indent=1)
-    durable.replace(folder / "incident.json", data)
 
 
 def _is_before_boot(at: str) -> bool:
     try:
-        moment = datetime.fromisoformat(at)
-        for line in Path("/proc/stat").read_text().splitlines():
-            if line.startswith("btime "):
-                return moment < datetime.fromtimestamp(int(line.split()[1]), UTC)
-    except (OSError, ValueError, TypeError):
+        return datetime.fromisoformat(at).timestamp() < psutil.boot_time()
+    except (OSError, RuntimeError, ValueError):  # nothing is known of it
         return False
-    return False
 
 
 def _clock_time(at: str) -> str:

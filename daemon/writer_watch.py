@@ -11,12 +11,10 @@ import logging
 import signal
 from functools import partial
 
-import msgspec
-
 from trainer_tui.daemon import stacks
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
-from trainer_tui.safety import clock, durable, heartbeat, processes
+from trainer_tui.safety import clock, heartbeat, incidents, processes
 from trainer_tui.safety.crash import CrashClass
 from trainer_tui.safety.hang import WriterHung, WriterJudge
 from trainer_tui.safety.heartbeat import Phase
@@ -80,11 +78,7 @@ class WriterWatch:
             "phase": "persist",
             "silent_s": hung.silent_s,
         }
-        data = msgspec.json.format(msgspec.json.encode(document), indent=1)
-        try:
-            await asyncio.to_thread(durable.replace, folder / "incident.json", data)
-        except OSError as problem:
-            log.error("the incident was not kept: %s", problem)
+        await asyncio.to_thread(incidents.keep, folder, document)
         processes.send(writer, signal.SIGKILL)
         self._ended = writer, clock.monotonic_s()
 

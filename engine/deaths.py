@@ -28,7 +28,7 @@ import msgspec
 from trainer_tui.engine import step_mark
 from trainer_tui.engine.control import Control
 from trainer_tui.engine.step_mark import Place
-from trainer_tui.safety import child, clock, durable
+from trainer_tui.safety import child, clock, durable, incidents
 from trainer_tui.safety.heartbeat import HeartbeatWriter
 from trainer_tui.safety.messages import Said, Train, TrainerSpec
 from trainer_tui.safety.workspace import Workspace
@@ -190,11 +190,7 @@ def keep_incident(
         "rows": lines,
         **more,
     }
-    try:
-        durable.make_directory(folder)
-        durable.replace(folder / "incident.json", msgspec.json.encode(document))
-    except OSError as problem:
-        log.error("the incident was not kept: %s", problem)
+    incidents.keep(folder, document)
 
 
 def forbid_core_dumps() -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
+from trainer_tui.safety import clock
 from trainer_tui.safety.messages import Train
 from trainer_tui.safety.workspace import Workspace
 
 PAGE_BYTES = 16 << 10  # a workspace's path may be 4 KiB long, and JSON may escape it
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LENGTH_BYTES = 4
 _HEAD = 1 + _LENGTH_BYTES  # byte 0: 1 while the step runs
 
@@ -46,7 +46,7 @@ class StepMark:
     """The trainer's side; one for each file in hand."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self._boot = _boot_id()
+        self._boot = clock.boot_id()
         self._page = _map(_file(workspace))
 
     @contextlib.contextmanager
@@ -85,7 +85,7 @@ def take(workspace: Workspace) -> Place | None:
         place = msgspec.json.decode(data, type=Place) if running else None
     except msgspec.MsgspecError:
         return None
-    return place if place is not None and place.boot == _boot_id() else None
+    return place if place is not None and place.boot == clock.boot_id() else None
 
 
 def _file(workspace: Workspace) -> Path:
@@ -100,10 +100,3 @@ def _map(file: Path) -> mmap.mmap:
         return mmap.mmap(fd, PAGE_BYTES)
     finally:
         os.close(fd)
-
-
-def _boot_id() -> str:
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""

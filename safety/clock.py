@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def now_iso() -> str:
@@ -23,3 +26,12 @@ def monotonic_s() -> float:
 
 def monotonic_ns() -> int:
     return time.monotonic_ns()
+
+
+def boot_id() -> str:
+    """Of the machine since it was started: monotonic times of another boot mean nothing. Empty
+    where the system does not tell."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

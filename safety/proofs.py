@@ -18,7 +18,6 @@ from trainer_tui.safety.manifest import Manifest
 
 NOTE = ".proven.json"
 VALID_S = 120.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class _Note(msgspec.Struct, frozen=True):
@@ -34,7 +33,7 @@ class _Note(msgspec.Struct, frozen=True):
 def note(folder: Path, sealed: Manifest) -> None:
     """Call once every file of `folder` was hashed and matched `sealed`. Raises OSError."""
     files = {entry.name: _identity(folder / entry.name) for entry in sealed.files}
-    known = _Note(folder.name, sealed.sha256, _boot(), clock.monotonic_s(), files)
+    known = _Note(folder.name, sealed.sha256, clock.boot_id(), clock.monotonic_s(), files)
     durable.replace_view(folder.parent / NOTE, msgspec.json.encode(known))
 
 
@@ -45,7 +44,7 @@ def just_proven(folder: Path, sealed: Manifest) -> bool:
     except (OSError, msgspec.MsgspecError):
         return False
     age_s = clock.monotonic_s() - known.at_s
-    if known.boot != _boot() or not 0 <= age_s <= VALID_S:
+    if known.boot != clock.boot_id() or not 0 <= age_s <= VALID_S:
         return False
     if (known.folder, known.manifest_sha256) != (folder.name, sealed.sha256):
         return False
@@ -58,10 +57,3 @@ def just_proven(folder: Path, sealed: Manifest) -> bool:
 def _identity(path: Path) -> str:
     found = path.lstat()
     return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
-
-
-def _boot() -> str:
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""

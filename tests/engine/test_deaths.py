@@ -15,6 +15,7 @@ from test_poison import CONFIG, POISON, SPOILT, add_file, rows_seen, set_trap
 
 from trainer_tui.engine import deaths, step_mark
 from trainer_tui.engine.step_mark import Place, StepMark
+from trainer_tui.safety import clock
 from trainer_tui.safety.messages import Committed, Said
 from trainer_tui.safety.workspace import Workspace
 
@@ -130,5 +131,5 @@ def test_a_mark_of_before_a_reboot_blames_nobody(
     with StepMark(workspace).running(place(workspace)):
         other = tmp_path / "boot"
         other.write_text("another boot")
-        monkeypatch.setattr(step_mark, "BOOT_ID", other)
+        monkeypatch.setattr(clock, "BOOT_ID", other)
         assert step_mark.take(workspace) is None
