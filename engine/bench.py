@@ -28,10 +28,10 @@ import torch
 from torch import nn
 
 from trainer_tui.engine import loading, rng
-from trainer_tui.engine.attention import attach_packed_attention, attached_backend
+from trainer_tui.engine.attention import attach_packed_attention
 from trainer_tui.engine.checkpoint import CommitFailed, Committer
 from trainer_tui.engine.checkpoint_files import Place
-from trainer_tui.engine.fast_blocks import compile_blocks
+from trainer_tui.engine.fast_blocks import compile_where_it_helps
 from trainer_tui.engine.metrics import percentile, resident_bytes
 from trainer_tui.engine.model_math import math_of, model_flops_utilisation, peak_flops
 from trainer_tui.engine.optimizer import MasterAdamW
@@ -146,8 +146,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     attention = attach_packed_attention(
         model, arguments.attention, torch.bfloat16 if plan.autocast else None
     )
-    if device.type == "cuda" and attached_backend(model).compiles:
-        compile_blocks(model, memory_budget=plan.memory_budget)
+    compile_where_it_helps(model, device, plan.memory_budget)
     optimizer = MasterAdamW(model, plan.optimizer, moments=plan.moments)
     stepper = Stepper(model, optimizer, device, arguments.micro_batch, 1.0, plan.autocast)
     longest = min(LONGEST, arguments.micro_batch)

@@ -104,6 +104,12 @@ def _joining(inner: Callable[..., Any]) -> Callable[..., Any]:
     return backend
 
 
+def compile_where_it_helps(model: nn.Module, device: torch.device, memory_budget: float) -> None:
+    """`compile_blocks` on a GPU, where the attention that was attached can be compiled."""
+    if device.type == "cuda" and attached_backend(model).compiles:
+        compile_blocks(model, memory_budget=memory_budget)
+
+
 def compile_blocks(
     model: nn.Module,
     backend: str = "inductor",

@@ -15,14 +15,13 @@ from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.validation import ValidationSet
 from trainer_tui.engine.attention import (
     attach_packed_attention,
-    attached_backend,
     prove_isolation,
 )
 from trainer_tui.engine.checkpoint import Committer, NotFinite
 from trainer_tui.engine.checkpoint_files import Place
 from trainer_tui.engine.control import Control
 from trainer_tui.engine.evaluate import Budget, Evaluator, Series
-from trainer_tui.engine.fast_blocks import compile_blocks
+from trainer_tui.engine.fast_blocks import compile_where_it_helps
 from trainer_tui.engine.feed import Job, Opener, Pinned, rendered
 from trainer_tui.engine.head_loss import verify_head
 from trainer_tui.engine.incidents import Watch
@@ -90,16 +89,9 @@ class Trainer:
         committer = Committer(
             place, lock_fd, loaded.model, loaded.optimizer, loaded.small_files, loaded.identity
         )
-        stepper = Stepper(
-            model=loaded.model,
-            optimizer=loaded.optimizer,
-            device=device,
-            micro_batch_tokens=micro_batch_tokens(config, device, loaded.precision),
-            max_grad_norm=config.max_grad_norm,
-            autocast=loaded.precision.autocast,
-            between=lambda index: heart.beat(Phase.MICRO_STEP, micro_step=index),
-            before_update=committer.hold_optimizer,
-        )
+        stepper = stepper_of(loaded, config, device)
+        stepper.between = lambda index: heart.beat(Phase.MICRO_STEP, micro_step=index)
+        stepper.before_update = committer.hold_optimizer
         heart.global_step = loaded.progress.global_step
         return Session(
             workspace=self._workspace,
@@ -127,8 +119,7 @@ class Trainer:
             verify_head(loaded.model)
         if on_gpu:
             session.heart.beat(Phase.COMPILE)
-            if attached_backend(loaded.model).compiles:
-                compile_blocks(loaded.model, memory_budget=loaded.precision.memory_budget)
+            compile_where_it_helps(loaded.model, session.device, loaded.precision.memory_budget)
             vocabulary = int(loaded.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
             remembered = _Remembered(self._workspace, session)
             session.stepper.micro_batch_tokens = remembered.limit(
@@ -250,6 +241,18 @@ def pick_device(config: Config) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = False
         return torch.device("cuda", 0)
     return torch.device("cpu")
+
+
+def stepper_of(loaded: Loaded, config: Config, device: torch.device) -> Stepper:
+    """What runs this model's steps; nothing hears of them yet."""
+    return Stepper(
+        model=loaded.model,
+        optimizer=loaded.optimizer,
+        device=device,
+        micro_batch_tokens=micro_batch_tokens(config, device, loaded.precision),
+        max_grad_norm=config.max_grad_norm,
+        autocast=loaded.precision.autocast,
+    )
 
 
 def micro_batch_tokens(config: Config, device: torch.device, plan: PrecisionPlan) -> int:

@@ -17,15 +17,15 @@ from typing import Any
 import msgspec
 import torch
 
-from trainer_tui.engine.attention import attach_packed_attention, attached_backend
+from trainer_tui.engine.attention import attach_packed_attention
 from trainer_tui.engine.deaths import Request
-from trainer_tui.engine.fast_blocks import compile_blocks
+from trainer_tui.engine.fast_blocks import compile_where_it_helps
 from trainer_tui.engine.feed import Job, JobRefusal, Opener, Pinned
 from trainer_tui.engine.hunt import Opened
 from trainer_tui.engine.loading import Loaded, load
 from trainer_tui.engine.step import Stepper
 from trainer_tui.engine.step_mark import Place
-from trainer_tui.engine.trainer import micro_batch_tokens, pick_device
+from trainer_tui.engine.trainer import pick_device, stepper_of
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import TrainerTuiError
 from trainer_tui.safety.workspace import Workspace
@@ -88,16 +88,8 @@ class Trial:
 def _stepper(loaded: Loaded, config: Config, device: torch.device) -> Stepper:
     compute = torch.bfloat16 if loaded.precision.autocast else None
     attach_packed_attention(loaded.model, config.attention, compute)
-    if device.type == "cuda" and attached_backend(loaded.model).compiles:
-        compile_blocks(loaded.model, memory_budget=loaded.precision.memory_budget)
-    return Stepper(
-        model=loaded.model,
-        optimizer=loaded.optimizer,
-        device=device,
-        micro_batch_tokens=micro_batch_tokens(config, device, loaded.precision),
-        max_grad_norm=config.max_grad_norm,
-        autocast=loaded.precision.autocast,
-    )
+    compile_where_it_helps(loaded.model, device, loaded.precision.memory_budget)
+    return stepper_of(loaded, config, device)
 
 
 def _job_at(place: Place, workspace: Workspace, config: Config, loaded: Loaded) -> Job:
