@@ -36,6 +36,7 @@ from trainer_tui.queue.job import COMPLETED, DATA_NAME
 from trainer_tui.queue.report import Context
 from trainer_tui.queue.staging import Memory, Order, SameContent, check, stage
 from trainer_tui.safety import clock, config, logs
+from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import ConfigProblem, DataProblem, Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace, find
 
@@ -61,7 +62,7 @@ class Contexts:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._made_of: tuple[object, ...] = ()
+        self._made_of: tuple[Config, tuple[object, ...], str] | None = None
         self._completed: tuple[int, int, int] = (0, 0, 0)
         self._trained_again_s = 0.0
         self._context: Context | None = None
@@ -72,8 +73,7 @@ class Contexts:
         found, completed = self._look(), _mark(self._workspace.queue / COMPLETED)
         start_s = clock.monotonic_s()
         if self._context is None or found != self._made_of:
-            settings = settings_in_force(self._workspace)
-            self._context = report_context.build(self._workspace, settings)
+            self._context = report_context.build(self._workspace, found[0])
             self._made_of = found
         elif completed != self._completed and start_s >= self._trained_again_s:
             again = trained.load(self._workspace)
@@ -85,7 +85,7 @@ class Contexts:
         self._trained_again_s = now_s + TRAINED_SHARE * (now_s - start_s)
         return self._context
 
-    def _look(self) -> tuple[object, ...]:
+    def _look(self) -> tuple[Config, tuple[object, ...], str]:
         workspace = self._workspace
         settings = settings_in_force(workspace)
         model = config.base_model_folder(settings, workspace.root)

@@ -123,14 +123,12 @@ def stop(
     ] = False,
 ) -> None:
     """Stop training after the current file. The daemon stays up; `resume` starts again."""
-    if daemon and not kill:
-        if now:
-            _steer("stop", {"now": True})
-        _end_daemon()
-    elif kill:
+    if kill:
         _kill(yes)
-    else:
+    elif now or not daemon:
         _steer("stop", {"now": now})
+    if daemon:
+        _end_daemon()
 
 
 def _end_daemon() -> None:
