@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 
+import guarded
 import pytest
-from daemon_harness import Harness, chat_rows, make_workspace, wait_for
+from daemon_harness import Harness, chat_rows, wait_for
 
 from trainer_tui.safety import checkpoints, manifest
 
@@ -34,12 +33,8 @@ PATIENCE_S = 120.0
 
 @pytest.mark.end_to_end
 def test_files_are_learnt_once_although_the_trainer_is_killed(tmp_path):
-    workspace = make_workspace(tmp_path / "ws", SETTINGS)
-    (workspace.models / "base" / "config.json").unlink()
-    (workspace.models / "base").rmdir()
-    build = [sys.executable, "-m", "trainer_tui.engine.toy_model", "build"]
-    subprocess.run([*build, str(workspace.models / "base"), "--size", "tiny"], check=True)
-    workspace.prepare()
+    base = guarded.tiny_base(tmp_path / "base")
+    workspace = guarded.real_workspace(tmp_path / "ws", base, SETTINGS)
     for name in ("a", "b"):
         (workspace.inbox / f"{name}.jsonl").write_bytes(chat_rows(ROWS, name))
     daemon = Harness(workspace, "trainer_tui.engine.entry").start()

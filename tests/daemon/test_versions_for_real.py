@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import guarded
 import pytest
-from daemon_harness import Harness, chat_rows, make_workspace, wait_for
+from daemon_harness import Harness, chat_rows, wait_for
 
 from trainer_tui.safety import checkpoints, manifest
 
@@ -37,13 +38,8 @@ PATIENCE_S = 120.0
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory) -> Iterator[Harness]:
     """A file is learnt; the tests go on from there, one after the other."""
-    workspace = make_workspace(tmp_path_factory.mktemp("real") / "ws", SETTINGS)
-    base = workspace.models / "base"
-    (base / "config.json").unlink()
-    base.rmdir()
-    build = [sys.executable, "-m", "trainer_tui.engine.toy_model", "build"]
-    subprocess.run([*build, str(base), "--size", "tiny"], check=True)
-    workspace.prepare()
+    place = tmp_path_factory.mktemp("real")
+    workspace = guarded.real_workspace(place / "ws", guarded.tiny_base(place / "base"), SETTINGS)
     harness = Harness(workspace, "trainer_tui.engine.entry").start()
     learn(harness, "a")
     yield harness

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import guarded
 import pytest
-from daemon_harness import Answer, Harness, chat_rows, make_workspace, wait_for
+from daemon_harness import Answer, Harness, chat_rows, wait_for
 
 from trainer_tui.safety import checkpoints
 
@@ -40,13 +39,8 @@ SEEDS = range(1, 1 + int(os.environ.get("ROLLBACK_SEEDS", "1")))
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory):
-    workspace = make_workspace(tmp_path_factory.mktemp("dice") / "ws", SETTINGS)
-    base = workspace.models / "base"
-    (base / "config.json").unlink()
-    base.rmdir()
-    build = [sys.executable, "-m", "trainer_tui.engine.toy_model", "build"]
-    subprocess.run([*build, str(base), "--size", "tiny"], check=True)
-    workspace.prepare()
+    place = tmp_path_factory.mktemp("dice")
+    workspace = guarded.real_workspace(place / "ws", guarded.tiny_base(place / "base"), SETTINGS)
     (workspace.inbox / "long.jsonl").write_bytes(chat_rows(20_000, "a"))
     harness = Harness(workspace, "trainer_tui.engine.entry").start()
     yield harness
