@@ -29,12 +29,15 @@ from trainer_tui.engine.batch import MicroBatch
 from trainer_tui.engine.fast_packed_launch import Packed, tiles_for
 
 
+FUSED_TOKENS = 32  # queries of a block of `fast_qkv`'s forward pass
+
+
 @torch.library.custom_op("trainer_tui::packed_attention", mutates_args=())
 def packed_attention(
     query: Tensor,  # [tokens, heads, head_dim]
     key: Tensor,  # [tokens, kv_heads, head_dim]
     value: Tensor,
-    query_work: Tensor,  # int32 [blocks, 3]
+    query_work: Tensor,  # int32 [blocks, 5]
     query_gradient_work: Tensor,
     key_gradient_work: Tensor,
     scale: float,
@@ -114,6 +117,8 @@ def attention(
     query_work: Tensor,
     query_gradient_work: Tensor,
     key_gradient_work: Tensor,
+    score_tiles: Tensor,  # this and the next are for `fast_qkv`, which has the same caller
+    fused_work: Tensor,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -135,7 +140,7 @@ def attention(
 
 
 def arguments(batch: MicroBatch, demand: Demand) -> dict[str, Any]:
-    """The three work lists on the batch's device."""
+    """The work lists on the batch's device, and a tensor as long as there are score tiles."""
     device = batch.input_ids.device
 
     @cache
@@ -147,7 +152,10 @@ def arguments(batch: MicroBatch, demand: Demand) -> dict[str, Any]:
         return host.pin_memory().to(device, non_blocking=True)
 
     group, tiles = demand.group, tiles_for(device)
+    score_tiles = launch.score_tiles(batch.lengths, tiles.key_gradient.rows)
     return {
+        "fused_work": work(FUSED_TOKENS, True),
+        "score_tiles": torch.empty(score_tiles, dtype=torch.int8, device=device),
         "query_work": work(tiles.forward.query_tokens(group), True),
         "query_gradient_work": work(tiles.query_gradient.query_tokens(group), True),
         "key_gradient_work": work(tiles.key_gradient.rows, False),

@@ -70,7 +70,7 @@ def forward_kernel(
 ):  # fmt: skip
     first_head = tl.program_id(0) * PACK
     kv_head = first_head // GROUP
-    item = work_ptr + tl.program_id(1) * 3
+    item = work_ptr + tl.program_id(1) * 5
     query_start = tl.load(item)
     document_start = tl.load(item + 1)
     document_end = tl.load(item + 2)
@@ -160,7 +160,7 @@ def query_gradient_kernel(
     """Gradient of the queries; also leaves rowsum(dO * O) for the other kernel."""
     first_head = tl.program_id(0) * PACK
     kv_head = first_head // GROUP
-    item = work_ptr + tl.program_id(1) * 3
+    item = work_ptr + tl.program_id(1) * 5
     query_start = tl.load(item)
     document_start = tl.load(item + 1)
     document_end = tl.load(item + 2)
@@ -254,7 +254,7 @@ def key_gradient_kernel(
 ):  # fmt: skip
     """Gradients of keys and values, summed over the query heads that share them."""
     kv_head = tl.program_id(0)
-    item = work_ptr + tl.program_id(1) * 3
+    item = work_ptr + tl.program_id(1) * 5
     key_start = tl.load(item)
     document_end = tl.load(item + 2)
     key_at = key_start + tl.arange(0, N)

@@ -1,8 +1,7 @@
 """Launching the packed-attention kernels: tile sizes, lists of blocks to run, grids.
 
-A work list names every block of every document, made on the host from the document lengths and
-sorted heaviest first, so that the last programs to start are short. Tile sizes were measured on
-an H200 (docs/speed.md); other values change the speed only, if the card has the shared memory.
+A work list names every block of every document, made on the host from the document lengths. Tile
+sizes were measured on an H200 (docs/speed.md); other values change the speed only, if the card has the shared memory.
 
 Invariant: the lists cover every token once, whatever the tile sizes.
 """
@@ -103,10 +102,14 @@ class Packed:
 
 
 def blocks(lengths: tuple[int, ...], size: int, longest_loop_last: bool) -> np.ndarray:
-    """Work list, int32 [blocks, 3]: where the block, its document and the document's end are.
+    """Work list, int32 [blocks, 5]: where the block, its document and the document's end are, how
+    many blocks the documents before it have, and how many tiles their lower triangles have.
 
-    Sorted by work: a query block's grows with its distance from the document's start
-    (`longest_loop_last`), a key block's with the distance to its end.
+    The longest document comes first, so that the last programs to start are short; its blocks
+    follow one another, so that programs that run at the same time read the same tokens, which
+    then come from the second-level cache. Within a document the most work comes first: a query
+    block's grows with its distance from the document's start (`longest_loop_last`), a key
+    block's with the distance to its end.
     """
     length = np.asarray(lengths, dtype=np.int64)
     ends = np.cumsum(length)
@@ -116,10 +119,22 @@ def blocks(lengths: tuple[int, ...], size: int, longest_loop_last: bool) -> np.n
     first = np.cumsum(counts) - counts
     offset = (np.arange(counts.sum()) - np.repeat(first, counts)) * size
     work = offset if longest_loop_last else length[document] - offset
-    order = np.argsort(-work, kind="stable")
+    order = np.lexsort((-work, document, -length[document]))
     document, offset = document[order], offset[order]
-    table = np.stack([starts[document] + offset, starts[document], ends[document]], axis=1)
+    tiles = np.cumsum(triangle(counts)) - triangle(counts)
+    per_document = (starts[document], ends[document], first[document], tiles[document])
+    table = np.stack([starts[document] + offset, *per_document], axis=1)
     return table.astype(np.int32)
+
+
+def triangle(rows: np.ndarray) -> np.ndarray:
+    """Tiles of a lower triangle of so many rows of tiles, the diagonal's included."""
+    return rows * (rows + 1) // 2
+
+
+def score_tiles(lengths: tuple[int, ...], size: int) -> int:
+    """Tiles of `size` x `size` that the documents' causal scores need, one head."""
+    return int(triangle(-(-np.asarray(lengths, dtype=np.int64) // size)).sum())
 
 
 def forward(packed: Packed, work: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ Invariant: the same function as the block's own forward within rounding (`prove_
 them on the model at hand). Documents stay isolated: each works on one document's tokens alone.
 
 Limits: the `triton` backend; attention modules of the classes in `FUSABLE`, without biases and
-sliding window, with the default rotary layout over the whole head.
+sliding window, with 2, 4 or 8 query heads per key head and the default rotary layout over the
+whole head. Backward needs room for the score gradients (`SCORE_BYTES`).
 """
 
 from __future__ import annotations
@@ -28,27 +29,17 @@ from trainer_tui.engine.attention import (
 )
 from trainer_tui.engine.fast_blocks import decoder_blocks
 from trainer_tui.engine.fast_mlp import fuse_mlp
-from trainer_tui.engine.fast_packed_launch import (
-    LARGE,
-    LOG2_E,
-    SMALL,
-    Tile,
-    Tiles,
-    has_large_blocks,
-)
+from trainer_tui.engine.fast_packed_launch import LOG2_E, Tile, has_large_blocks
 
 FUSABLE = {"Qwen3Attention"}
 TOKENS_PER_PROGRAM = 32
-# Measured on an H100. Rows and stacking are those of `fast_packed`, whose work lists are used.
-QKV_LARGE = Tiles(
-    forward=Tile(rows=LARGE.forward.rows, columns=64, warps=8, stages=4),
-    query_gradient=LARGE.query_gradient,
-    key_gradient=Tile(rows=LARGE.key_gradient.rows, columns=32, warps=4, stages=3),
-)
-
-
-def _tiles(device: torch.device) -> Tiles:
-    return QKV_LARGE if has_large_blocks(device) else SMALL
+SCORE_TOKENS = 64  # queries and keys of a tile of score gradients (`fast_qkv_kernel.TOKENS`)
+# Bytes that the score gradients of one launch may take; more heads than fit wait their turn.
+SCORE_BYTES = {True: 1 << 30, False: 1 << 28}  # by `has_large_blocks`
+# Measured on an H200 (`gpu_step_h200_parts.md`). All fit the shared memory of an RTX 3090.
+FORWARD = Tile(rows=64, columns=32, warps=4, stages=3, registers=168)
+QUERY_GRADIENT = Tile(rows=SCORE_TOKENS, columns=SCORE_TOKENS, warps=4, stages=3, stack=1)
+KEY_GRADIENT = Tile(rows=SCORE_TOKENS, columns=32, warps=4, stages=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +80,16 @@ def rotate_keys(given: Rotary) -> Tensor:
     qkv, tokens = given.qkv, given.qkv.shape[0]
     out = qkv.new_empty((tokens, given.kv_heads * given.head_dim))
     rotate_keys_kernel[(-(-tokens // TOKENS_PER_PROGRAM), given.kv_heads)](
-        given.parts(qkv)[1], out, given.k_weight, given.cos, given.sin,
-        qkv.stride(0), out.stride(0), tokens, given.eps,
-        D=given.head_dim, BLOCK=TOKENS_PER_PROGRAM, num_warps=4,
+        given.parts(qkv)[1], out, given.k_weight, given.cos, given.sin, tokens, given.eps,
+        KV_HEADS=given.kv_heads, GROUP=given.group, D=given.head_dim,
+        BLOCK=TOKENS_PER_PROGRAM, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def forward(given: Rotary, keys: Tensor, work: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+def forward(
+    given: Rotary, keys: Tensor, work: Tensor, tile: Tile = FORWARD
+) -> tuple[Tensor, Tensor]:
     """Output [tokens, heads, head_dim] and base-2 log-sum-exp, float32 [heads, tokens]."""
     from trainer_tui.engine.fast_qkv_kernel import forward_kernel
 
@@ -107,61 +100,74 @@ def forward(given: Rotary, keys: Tensor, work: Tensor, tile: Tile) -> tuple[Tens
     stacked = tile.heads_stacked(given.group)
     forward_kernel[(heads // stacked, work.shape[0])](
         queries, keys, values, out, lse, work, given.q_weight, given.cos, given.sin,
-        qkv.stride(0), keys.stride(0), tokens, given.scale * LOG2_E, given.eps,
-        PACK=stacked, GROUP=given.group, HEADS=heads, D=given.head_dim,
+        tokens, given.scale * LOG2_E, given.eps,
+        PACK=stacked, KV_HEADS=given.kv_heads, GROUP=given.group, D=given.head_dim,
         M=tile.rows // stacked, N=tile.columns,
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     return out, lse
 
 
-def query_gradient(
-    given: Rotary, keys: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor, joint: Tensor,
-    work: Tensor, tile: Tile,
+def prepare_queries(
+    given: Rotary, out: Tensor, lse: Tensor, out_gradient: Tensor, work: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotated queries [tokens, heads, head_dim]; of each row its log-sum-exp and rowsum(dO * O),
+    float32 [blocks, heads, 2, SCORE_TOKENS]."""
+    from trainer_tui.engine.fast_qkv_kernel import prepare_queries_kernel
+
+    qkv, heads = given.qkv, given.heads
+    rotated = torch.empty_like(out)
+    rows = qkv.new_empty((work.shape[0], heads, 2, SCORE_TOKENS), dtype=torch.float32)
+    prepare_queries_kernel[(heads, work.shape[0])](
+        given.parts(qkv)[0], out, out_gradient, lse, work, given.q_weight, given.cos, given.sin,
+        rotated, rows, qkv.shape[0], given.eps,
+        KV_HEADS=given.kv_heads, GROUP=given.group, D=given.head_dim, num_warps=4,
+    )  # fmt: skip
+    return rotated, rows
+
+
+def gradients(
+    given: Rotary, out: Tensor, lse: Tensor, keys: Tensor, out_gradient: Tensor,
+    work: Tensor, score_tiles: int, score_bytes: int,
+    for_queries: Tile = QUERY_GRADIENT, for_keys: Tile = KEY_GRADIENT,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Writes the queries' columns of `joint`; returns rotated queries [tokens, heads, head_dim],
-    rowsum(dO * O), float32 [heads, tokens], and shares of the norm weight's gradient."""
-    from trainer_tui.engine.fast_qkv_kernel import query_gradient_kernel
+    """Gradient of `qkv`, and shares of those of the norms' weights, float32 [programs, head_dim].
 
-    qkv, tokens, heads = given.qkv, given.qkv.shape[0], given.heads
-    stacked = tile.heads_stacked(given.group)
-    grid = (heads // stacked, work.shape[0])
-    rotated, delta = torch.empty_like(out), torch.empty_like(lse)
-    shares = qkv.new_empty((grid[0] * grid[1], given.head_dim), dtype=torch.float32)
-    queries, _, values = given.parts(qkv)
-    query_gradient_kernel[grid](
-        queries, keys, values, out, lse, out_gradient, work,
-        given.q_weight, given.cos, given.sin, given.parts(joint)[0], rotated, delta, shares,
-        qkv.stride(0), keys.stride(0), out_gradient.stride(0),
-        tokens, given.scale * LOG2_E, given.scale, given.eps,
-        PACK=stacked, GROUP=given.group, HEADS=heads, D=given.head_dim,
-        M=tile.rows // stacked, N=tile.columns,
-        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
-    )  # fmt: skip
-    return rotated, delta, shares
+    `work` lists blocks of SCORE_TOKENS. Key heads are taken in turns whose score gradients take
+    at most `score_bytes`, one at least.
+    """
+    from trainer_tui.engine.fast_qkv_kernel import key_gradient_kernel, query_gradient_kernel
 
-
-def key_gradient(
-    given: Rotary, rotated: Tensor, keys: Tensor, lse: Tensor, delta: Tensor, out_gradient: Tensor,
-    joint: Tensor, work: Tensor, tile: Tile,
-) -> Tensor:  # fmt: skip
-    """Writes the keys' and values' columns of `joint`; returns shares of the norm weight's
-    gradient, float32 [programs, head_dim]."""
-    from trainer_tui.engine.fast_qkv_kernel import key_gradient_kernel
-
-    qkv, tokens = given.qkv, given.qkv.shape[0]
-    shares = qkv.new_empty((given.kv_heads * work.shape[0], given.head_dim), dtype=torch.float32)
-    _, raw_keys, values = given.parts(qkv)
-    _, to_keys, to_values = given.parts(joint)
-    key_gradient_kernel[(given.kv_heads, work.shape[0])](
-        rotated, keys, raw_keys, values, lse, out_gradient, delta, work,
-        given.k_weight, given.cos, given.sin, to_keys, to_values, shares,
-        qkv.stride(0), rotated.stride(0), keys.stride(0), out_gradient.stride(0),
-        tokens, given.scale * LOG2_E, given.scale, given.eps,
-        GROUP=given.group, D=given.head_dim, M=tile.columns, N=tile.rows,
-        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
-    )  # fmt: skip
-    return shares
+    qkv, group = given.qkv, given.group
+    joint = torch.empty_like(qkv)
+    to_queries, to_keys, to_values = given.parts(joint)
+    queries, raw_keys, values = given.parts(qkv)
+    rotated, rows = prepare_queries(given, out, lse, out_gradient, work)
+    stacked = for_queries.heads_stacked(group)
+    q_shares, k_shares = (
+        qkv.new_empty((heads * work.shape[0], given.head_dim), dtype=torch.float32)
+        for heads in (given.heads // stacked, given.kv_heads)
+    )
+    elements = score_tiles * group * SCORE_TOKENS**2  # of one key head
+    at_once = min(given.kv_heads, max(1, score_bytes // (elements * qkv.element_size())))
+    scores = qkv.new_empty(at_once * elements)
+    sizes = {"KV_HEADS": given.kv_heads, "GROUP": group, "D": given.head_dim}
+    for first in range(0, given.kv_heads, at_once):
+        heads = min(at_once, given.kv_heads - first)
+        key_gradient_kernel[(heads, work.shape[0])](
+            rotated, keys, raw_keys, values, out_gradient, rows, work,
+            given.k_weight, given.cos, given.sin, to_keys, to_values, k_shares, scores,
+            given.scale * LOG2_E, given.scale, given.eps, first,
+            **sizes, M=for_keys.columns, N=for_keys.rows, num_warps=for_keys.warps,
+            num_stages=for_keys.stages, maxnreg=for_keys.registers,
+        )  # fmt: skip
+        query_gradient_kernel[(heads * group // stacked, work.shape[0])](
+            queries, keys, scores, work, given.q_weight, given.cos, given.sin,
+            to_queries, q_shares, given.scale, given.eps, first,
+            **sizes, PACK=stacked, num_warps=for_queries.warps,
+            num_stages=for_queries.stages, maxnreg=for_queries.registers,
+        )  # fmt: skip
+    return joint, q_shares, k_shares
 
 
 @torch.library.custom_op("trainer_tui::qkv_attention", mutates_args=())
@@ -171,9 +177,9 @@ def qkv_attention(
     k_weight: Tensor,
     cos: Tensor,  # [tokens, head_dim]
     sin: Tensor,
-    query_work: Tensor,
-    query_gradient_work: Tensor,
-    key_gradient_work: Tensor,
+    query_work: Tensor,  # int32 [blocks, 5], of the forward pass
+    work: Tensor,  # of SCORE_TOKENS
+    score_tiles: Tensor,  # [tiles]: only its size is used, which is no constant of a graph
     kv_heads: int,
     eps: float,
     scale: float,
@@ -181,14 +187,14 @@ def qkv_attention(
     """Attention output [tokens, heads, head_dim], log-sum-exp, rotated keys."""
     given = Rotary(qkv, q_weight, k_weight, cos, sin, kv_heads, eps, scale)
     keys = rotate_keys(given)
-    out, lse = forward(given, keys, query_work, _tiles(qkv.device).forward)
+    out, lse = forward(given, keys, query_work)
     return out, lse, keys
 
 
 @qkv_attention.register_fake
 def _(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor,
-    query_work: Tensor, query_gradient_work: Tensor, key_gradient_work: Tensor,
+    query_work: Tensor, work: Tensor, score_tiles: Tensor,
     kv_heads: int, eps: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     tokens, head_dim = qkv.shape[0], q_weight.shape[0]
@@ -203,27 +209,23 @@ def _(
 @torch.library.custom_op("trainer_tui::qkv_attention_backward", mutates_args=())
 def qkv_attention_backward(
     out_gradient: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor,
-    sin: Tensor, out: Tensor, lse: Tensor, keys: Tensor, query_work: Tensor, key_work: Tensor,
-    kv_heads: int, eps: float, scale: float,
+    sin: Tensor, out: Tensor, lse: Tensor, keys: Tensor, work: Tensor,
+    score_tiles: Tensor, kv_heads: int, eps: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of qkv, q_weight and k_weight."""
     given = Rotary(qkv, q_weight, k_weight, cos, sin, kv_heads, eps, scale)
-    joint, tiles = torch.empty_like(qkv), _tiles(qkv.device)
-    # In this order: the first also leaves what the second needs.
-    rotated, delta, q_shares = query_gradient(
-        given, keys, out, lse, out_gradient, joint, query_work, tiles.query_gradient
-    )
-    k_shares = key_gradient(
-        given, rotated, keys, lse, delta, out_gradient, joint, key_work, tiles.key_gradient
-    )
+    joint, q_shares, k_shares = gradients(
+        given, out, lse, keys, out_gradient, work, score_tiles.shape[0],
+        SCORE_BYTES[has_large_blocks(qkv.device)],
+    )  # fmt: skip
     return joint, q_shares.sum(0).to(q_weight.dtype), k_shares.sum(0).to(k_weight.dtype)
 
 
 @qkv_attention_backward.register_fake
 def _(
     out_gradient: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor,
-    sin: Tensor, out: Tensor, lse: Tensor, keys: Tensor, query_work: Tensor, key_work: Tensor,
-    kv_heads: int, eps: float, scale: float,
+    sin: Tensor, out: Tensor, lse: Tensor, keys: Tensor, work: Tensor,
+    score_tiles: Tensor, kv_heads: int, eps: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         torch.empty_like(qkv),
@@ -233,9 +235,9 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    qkv, q_weight, k_weight, cos, sin, _, query_work, key_work, *constants = inputs
-    ctx.save_for_backward(qkv, q_weight, k_weight, cos, sin, *output, query_work, key_work)
-    ctx.constants = constants
+    qkv, q_weight, k_weight, cos, sin, _, work, score_tiles, kv_heads, eps, scale = inputs
+    ctx.save_for_backward(qkv, q_weight, k_weight, cos, sin, *output, work, score_tiles)
+    ctx.constants = kv_heads, eps, scale
     ctx.set_materialize_grads(False)
 
 
@@ -255,9 +257,9 @@ def _fused_forward(
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None = None,
     *,
-    query_work: Tensor,
-    query_gradient_work: Tensor,
+    fused_work: Tensor,
     key_gradient_work: Tensor,
+    score_tiles: Tensor,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """The attention module's forward, in place of transformers' own."""
@@ -266,7 +268,7 @@ def _fused_forward(
     cos, sin = (table.squeeze(0) for table in position_embeddings)
     out, _, _ = qkv_attention(
         qkv, self.q_norm.weight, self.k_norm.weight, cos, sin,
-        query_work, query_gradient_work, key_gradient_work,
+        fused_work, key_gradient_work, score_tiles,
         self.k_proj.weight.shape[0] // self.head_dim, self.q_norm.variance_epsilon, self.scaling,
     )  # fmt: skip
     return self.o_proj(out.flatten(1).unsqueeze(0)), None
@@ -276,7 +278,7 @@ def _fusable(module: nn.Module) -> bool:
     attention: Any = module
     if type(module).__name__ not in FUSABLE or attention.attention_dropout:
         return False
-    if attention.sliding_window:
+    if attention.sliding_window or attention.num_key_value_groups not in (2, 4, 8):
         return False
     layers = (attention.q_proj, attention.k_proj, attention.v_proj)
     plain = all(type(layer) is nn.Linear and layer.bias is None for layer in layers)

@@ -19,8 +19,15 @@ from trainer_tui.engine.fast_blocks import (
     join_linears_of_one_input,
     recompute_activations,
 )
-from trainer_tui.engine.fast_packed_launch import LARGE, SMALL, Tile, blocks
-from trainer_tui.engine.fast_qkv import QKV_LARGE, fuse_attention
+from trainer_tui.engine.fast_packed import FUSED_TOKENS
+from trainer_tui.engine.fast_packed_launch import LARGE, SMALL, Tile, blocks, score_tiles
+from trainer_tui.engine.fast_qkv import (
+    FORWARD,
+    KEY_GRADIENT,
+    QUERY_GRADIENT,
+    SCORE_TOKENS,
+    fuse_attention,
+)
 from trainer_tui.engine.model_math import math_of, model_flops_utilisation
 
 SHAPE: dict[str, Any] = {
@@ -36,7 +43,7 @@ SHAPE: dict[str, Any] = {
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
 @pytest.mark.parametrize("longest_loop_last", [True, False])
-def test_work_lists_cover_every_token_once_and_start_with_the_heaviest(
+def test_work_lists_cover_every_token_once_and_start_with_the_longest_document(
     size: int, longest_loop_last: bool
 ) -> None:
     lengths = (1, 64, 200, 63, 65, 128, 7)
@@ -44,30 +51,46 @@ def test_work_lists_cover_every_token_once_and_start_with_the_heaviest(
     assert table.dtype == np.int32
     seen = np.zeros(sum(lengths), int)
     work = []
-    for start, document_start, document_end in table:
+    for start, document_start, document_end, *_ in table:
         seen[start : min(start + size, document_end)] += 1
         assert document_start <= start < document_end
         work.append(start - document_start if longest_loop_last else document_end - start)
     assert (seen == 1).all()
-    assert work == sorted(work, reverse=True)
+    longest_first = [length for length in table[:, 2] - table[:, 1]]
+    assert longest_first == sorted(longest_first, reverse=True)
+    for document in set(table[:, 1]):
+        inside = [w for w, row in zip(work, table, strict=True) if row[1] == document]
+        assert inside == sorted(inside, reverse=True)
 
 
 def test_heads_are_stacked_only_where_they_share_a_key_head() -> None:
     tile = Tile(rows=128, columns=64, warps=8, stages=2)
     assert [tile.heads_stacked(group) for group in (1, 2, 3, 4, 7, 8)] == [1, 2, 1, 2, 1, 2]
     assert tile.query_tokens(2) == 64
-    for tiles in (LARGE, SMALL, QKV_LARGE):
+    for tiles in (LARGE, SMALL):
         for tile in (tiles.forward, tiles.query_gradient):
             assert tile.query_tokens(2) * tile.heads_stacked(2) == tile.rows
 
 
-def test_fused_and_plain_attention_share_their_work_lists() -> None:
-    for plain, fused in zip(_each(LARGE), _each(QKV_LARGE), strict=True):
-        assert (plain.rows, plain.stack) == (fused.rows, fused.stack)
+def test_the_fused_attention_finds_blocks_of_its_sizes_in_the_work_lists() -> None:
+    for plain in (LARGE, SMALL):
+        assert plain.key_gradient.rows == SCORE_TOKENS
+    for group in (2, 4, 8):
+        assert FORWARD.query_tokens(group) == FUSED_TOKENS
+        assert QUERY_GRADIENT.query_tokens(group) == KEY_GRADIENT.rows == SCORE_TOKENS
 
 
-def _each(tiles: Any) -> tuple[Tile, ...]:
-    return tiles.forward, tiles.query_gradient, tiles.key_gradient
+def test_every_block_has_a_number_and_every_pair_of_blocks_a_tile_of_its_own() -> None:
+    lengths, size = (1, 64, 200, 63, 65, 128, 7), 64
+    queries, keys = blocks(lengths, size, True), blocks(lengths, size, False)
+    assert {tuple(row) for row in queries} == {tuple(row) for row in keys}
+    seen, numbers = [], []
+    for start, document_start, _, blocks_before, before in queries:
+        row = (start - document_start) // size
+        numbers.append(blocks_before + row)
+        seen += [before + row * (row + 1) // 2 + column for column in range(row + 1)]
+    assert sorted(seen) == list(range(score_tiles(lengths, size)))
+    assert sorted(numbers) == list(range(len(queries)))
 
 
 class Block(nn.Module):
