@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from trainer_tui.engine.batch import MicroBatch, collate
+from trainer_tui.engine.last_block import is_narrow, narrow_last_block
 from trainer_tui.safety.errors import Refused
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -240,6 +241,7 @@ def attach_packed_attention(
     # where a registered one makes it look for packed sequences, a host sync every forward.
     AttentionInterface.register(interface_name(chosen.name), chosen.forward)
     model.set_attn_implementation(interface_name(chosen.name))  # type: ignore[operator]
+    narrow_last_block(model)
     return chosen.name
 
 
@@ -299,14 +301,19 @@ def prove_isolation(model: nn.Module, tokens: int = 300) -> None:
         )
 
 
-def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """The decoder's last hidden states of a packed micro-batch, [tokens, hidden]."""
+def hidden_states(model: nn.Module, batch: MicroBatch, rows: Tensor | None = None) -> Tensor:
+    """The decoder's last hidden states of a packed micro-batch, [tokens, hidden].
+
+    With `rows`, int64 and each at most once, only those, [rows, hidden].
+    """
     decoder = model.base_model
+    narrow = rows is not None and is_narrow(model)
     output = decoder(  # type: ignore[operator]
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         use_cache=False,
         **document_arguments(model, batch),
+        **({"wanted_rows": rows} if narrow else {}),
     )
     states: Tensor = output.last_hidden_state[0]
-    return states
+    return states if rows is None or narrow else states.index_select(0, rows)

@@ -56,7 +56,7 @@ def measure(
 
 def _probabilities(model: nn.Module, batch: MicroBatch) -> Iterator[tuple[slice, Tensor]]:
     weight, head = head_of(model)
-    states = hidden_states(model, batch).index_select(0, batch.predict_from)
+    states = hidden_states(model, batch, batch.predict_from)
     for start in range(0, len(states), CHUNK_ROWS):
         rows = slice(start, min(start + CHUNK_ROWS, len(states)))
         logits = (states[rows] @ weight.t().to(states.dtype)).float() * head.scale

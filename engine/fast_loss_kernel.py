@@ -78,6 +78,28 @@ def _loss_kernel(
             tl.store(row_ptr + at, gradient.to(logits_ptr.dtype.element_ty), mask=at < columns)
 
 
+@triton.jit(do_not_specialize=["count"])
+def _scaled_kernel(from_ptr, scale_ptr, to_ptr, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(from_ptr + at, mask=at < count, other=0.0).to(tl.float32)
+    value *= tl.load(scale_ptr).to(tl.float32)
+    tl.store(to_ptr + at, value.to(to_ptr.dtype.element_ty), mask=at < count)
+
+
+def scaled(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values * scale`, a scalar on the device, in `dtype`: one pass in wide accesses.
+
+    torch's own product with a scalar on the device moves single elements: 0.66 ms for the head's
+    gradient where this takes 0.25 (H200).
+    """
+    out = torch.empty_like(values, dtype=dtype)
+    block = 4096
+    _scaled_kernel[(-(-values.numel() // block),)](
+        values, scale, out, values.numel(), BLOCK=block, num_warps=8
+    )
+    return out
+
+
 def _launch(
     logits: Tensor,
     labels: Tensor,

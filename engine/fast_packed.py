@@ -28,7 +28,6 @@ from trainer_tui.engine.attention import (
 from trainer_tui.engine.batch import MicroBatch
 from trainer_tui.engine.fast_packed_launch import Packed, tiles_for
 
-
 FUSED_TOKENS = 32  # queries of a block of `fast_qkv`'s forward pass
 
 

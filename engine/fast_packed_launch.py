@@ -1,7 +1,8 @@
 """Launching the packed-attention kernels: tile sizes, lists of blocks to run, grids.
 
 A work list names every block of every document, made on the host from the document lengths. Tile
-sizes were measured on an H200 (docs/speed.md); other values change the speed only, if the card has the shared memory.
+sizes were measured on an H200 (docs/speed.md); other values change the speed only, if the card
+has the shared memory.
 
 Invariant: the lists cover every token once, whatever the tile sizes.
 """

@@ -131,7 +131,7 @@ def gradients(
     work: Tensor, score_tiles: int, score_bytes: int,
     for_queries: Tile = QUERY_GRADIENT, for_keys: Tile = KEY_GRADIENT,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradient of `qkv`, and shares of those of the norms' weights, float32 [programs, head_dim].
+    """Gradients of `qkv` and, in float32, of the norms' weights.
 
     `work` lists blocks of SCORE_TOKENS. Key heads are taken in turns whose score gradients take
     at most `score_bytes`, one at least.
@@ -144,9 +144,9 @@ def gradients(
     queries, raw_keys, values = given.parts(qkv)
     rotated, rows = prepare_queries(given, out, lse, out_gradient, work)
     stacked = for_queries.heads_stacked(group)
-    q_shares, k_shares = (
-        qkv.new_empty((heads * work.shape[0], given.head_dim), dtype=torch.float32)
-        for heads in (given.heads // stacked, given.kv_heads)
+    programs = given.heads // stacked  # of the query kernel, one block of tokens
+    shares = qkv.new_empty(
+        (programs + given.kv_heads, work.shape[0], given.head_dim), dtype=torch.float32
     )
     elements = score_tiles * group * SCORE_TOKENS**2  # of one key head
     at_once = min(given.kv_heads, max(1, score_bytes // (elements * qkv.element_size())))
@@ -156,18 +156,20 @@ def gradients(
         heads = min(at_once, given.kv_heads - first)
         key_gradient_kernel[(heads, work.shape[0])](
             rotated, keys, raw_keys, values, out_gradient, rows, work,
-            given.k_weight, given.cos, given.sin, to_keys, to_values, k_shares, scores,
+            given.k_weight, given.cos, given.sin, to_keys, to_values, shares[programs:], scores,
             given.scale * LOG2_E, given.scale, given.eps, first,
             **sizes, M=for_keys.columns, N=for_keys.rows, num_warps=for_keys.warps,
             num_stages=for_keys.stages, maxnreg=for_keys.registers,
         )  # fmt: skip
         query_gradient_kernel[(heads * group // stacked, work.shape[0])](
             queries, keys, scores, work, given.q_weight, given.cos, given.sin,
-            to_queries, q_shares, given.scale, given.eps, first,
+            to_queries, shares, given.scale, given.eps, first,
             **sizes, PACK=stacked, num_warps=for_queries.warps,
             num_stages=for_queries.stages, maxnreg=for_queries.registers,
         )  # fmt: skip
-    return joint, q_shares, k_shares
+    # In one sum: there are few elements in a weight, too few to fill the card with one of them.
+    of_heads = shares.sum(1)
+    return joint, of_heads[:programs].sum(0), of_heads[programs:].sum(0)
 
 
 @torch.library.custom_op("trainer_tui::qkv_attention", mutates_args=())
@@ -214,11 +216,11 @@ def qkv_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of qkv, q_weight and k_weight."""
     given = Rotary(qkv, q_weight, k_weight, cos, sin, kv_heads, eps, scale)
-    joint, q_shares, k_shares = gradients(
+    joint, q_gradient, k_gradient = gradients(
         given, out, lse, keys, out_gradient, work, score_tiles.shape[0],
         SCORE_BYTES[has_large_blocks(qkv.device)],
     )  # fmt: skip
-    return joint, q_shares.sum(0).to(q_weight.dtype), k_shares.sum(0).to(k_weight.dtype)
+    return joint, q_gradient.to(q_weight.dtype), k_gradient.to(k_weight.dtype)
 
 
 @qkv_attention_backward.register_fake

@@ -304,7 +304,7 @@ def key_gradient_kernel(
     w1, w2 = _weights(weight_ptr, HALF)
     cos, sin = _angles(cos_ptr, sin_ptr, key_at, inside, HALF)
     raw_at = key_at[:, None] * QKV + kv_head * D + half_dims[None, :]
-    program = tl.program_id(1) * KV_HEADS + kv_head
+    program = kv_head * tl.num_programs(1) + tl.program_id(1)
     _norm_gradient(
         g1, g2, raw_k_ptr + raw_at, dk_ptr + raw_at,
         share_ptr + program * D, w1, w2, cos, sin, inside, eps, HALF,
@@ -358,7 +358,7 @@ def query_gradient_kernel(
     # A row that is not kept may hold anything, and the weight's gradient sums over rows.
     g1 = tl.where(inside[:, None], g1, 0.0)
     g2 = tl.where(inside[:, None], g2, 0.0)
-    program = tl.program_id(1) * (KV_HEADS * GROUP // PACK) + first_head // PACK
+    program = first_head // PACK * tl.num_programs(1) + tl.program_id(1)
     _norm_gradient(
         g1, g2, q_ptr + raw_at, gradient_ptr + raw_at,
         share_ptr + program * D, w1, w2, cos, sin, inside, eps, HALF,

@@ -103,14 +103,24 @@ def _chunk_function(device_type: str) -> Callable[..., Tensor]:
     return turn_logits_into_gradient
 
 
-def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right`, summed in float32 where `total` is float32."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    elif total.is_cuda:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:
-        total.addmm_(left.float(), right.float())
+def _accumulate(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """`total + left @ right` in `total`'s place, summed in float32; a new tensor for None."""
+    if left.dtype != torch.float32 and not left.is_cuda:
+        left, right = left.float(), right.float()
+    if left.dtype == torch.float32:
+        return left @ right if total is None else total.addmm_(left, right)
+    if total is None:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+
+
+def _scaled(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scaled and rounded in one pass: the head's gradient is the largest tensor of the step."""
+    if values.is_cuda and find_spec("triton") is not None:
+        from trainer_tui.engine.fast_loss_kernel import scaled
+
+        return scaled(values, scale, dtype)
+    return torch.mul(values, scale, out=torch.empty_like(values, dtype=dtype))
 
 
 class _SupervisedLoss(torch.autograd.Function):
@@ -133,7 +143,7 @@ class _SupervisedLoss(torch.autograd.Function):
             weight = head_weight.to(low) if low else head_weight
             hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
             # In float32: rounding every chunk's share to bf16 before adding them biases training.
-            weight_sums = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+            weight_sums: Tensor | None = None
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
             marks = [_indicator(penalty, weight.shape[0]) for penalty in penalties]
             chunk_of = _chunk_function(device)
@@ -153,9 +163,11 @@ class _SupervisedLoss(torch.autograd.Function):
                 )
                 if hidden_gradient is not None:
                     hidden_gradient[rows] = logits @ weight
-                if weight_sums is not None:
-                    _accumulate(weight_sums, logits.t(), rows_in[rows])
+                if wants_weight:
+                    weight_sums = _accumulate(weight_sums, logits.t(), rows_in[rows])
                 del logits  # before the next chunk's are made: the peak is one chunk
+            if wants_weight and weight_sums is None:  # no supervised rows
+                weight_sums = torch.zeros_like(weight, dtype=torch.float32)
         ctx.save_for_backward(hidden_gradient, weight_sums)
         ctx.weight_dtype = head_weight.dtype
         return loss
@@ -167,9 +179,7 @@ class _SupervisedLoss(torch.autograd.Function):
         if hidden_gradient is not None:
             hidden_gradient = hidden_gradient.mul_(upstream)
         if weight_sums is not None:
-            # Scaled and rounded in one pass: this is the largest tensor of the step.
-            weight_gradient = torch.empty_like(weight_sums, dtype=ctx.weight_dtype)
-            torch.mul(weight_sums, upstream, out=weight_gradient)
+            weight_gradient = _scaled(weight_sums, upstream, ctx.weight_dtype)
         return hidden_gradient, weight_gradient, None, None, None, None, None
 
 
@@ -277,7 +287,7 @@ def forward_loss_sum(
         HeadRefused: the head is not one we can compute.
     """
     weight, head = head_of(model)
-    rows = hidden_states(model, batch).index_select(0, batch.predict_from)
+    rows = hidden_states(model, batch, batch.predict_from)
     return supervised_loss_sum(
         rows, weight, batch.labels, chunk_rows, batch.weights, head, penalties
     )

@@ -24,6 +24,7 @@ from trainer_tui.engine.attention import (
     prove_isolation,
 )
 from trainer_tui.engine.batch import MicroBatch, collate
+from trainer_tui.engine.fast_blocks import decoder_blocks
 from trainer_tui.engine.head_loss import forward_loss_sum, verify_head
 from trainer_tui.engine.optimizer import AdamSettings, MasterAdamW
 
@@ -107,6 +108,30 @@ def test_a_leak_between_documents_is_noticed() -> None:
             prove_isolation(model)
     finally:
         attach_packed_attention(model, "sdpa_documents")
+
+
+@pytest.mark.parametrize("make", ALL_MODELS)
+def test_the_last_feed_forward_sees_the_supervised_rows_alone_and_nothing_else_changes(
+    make: object,
+) -> None:
+    narrowed, plain = build(make), build(make)
+    block = decoder_blocks(plain)[-1]
+    takes_rows = make is not gemma2_with_caps  # which has norms behind its layers
+    assert ("forward" in vars(block)) == takes_rows
+    vars(block).pop("forward", None)
+    batch = collate(documents(4, (23, 31, 7)), "cpu")
+    rows_fed: list[int] = []
+    decoder_blocks(narrowed)[-1].mlp.register_forward_hook(  # type: ignore[union-attr, operator]
+        lambda module, given, output: rows_fed.append(given[0].shape[1])
+    )
+    losses = [forward_loss_sum(model, batch) for model in (narrowed, plain)]
+    assert torch.allclose(*losses, rtol=1e-6)
+    for loss in losses:
+        loss.backward()
+    for mine, theirs in zip(narrowed.parameters(), plain.parameters(), strict=True):
+        assert mine.grad is not None
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+    assert rows_fed == [len(batch.predict_from) if takes_rows else batch.tokens]
 
 
 @pytest.mark.parametrize("make", ALL_MODELS)
