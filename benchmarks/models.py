@@ -18,6 +18,16 @@ SHAPES: dict[str, dict[str, int]] = {
         "head_dim": 128,
         "max_position_embeddings": 40_960,
     },
+    "qwen3-0.6b, 4 layers": {
+        "vocab_size": 151_936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40_960,
+    },
     "tiny": {
         "vocab_size": 512,
         "hidden_size": 64,

@@ -130,7 +130,8 @@ def blocks(lengths: tuple[int, ...], size: int, longest_loop_last: bool) -> np.n
 
 def triangle(rows: np.ndarray) -> np.ndarray:
     """Tiles of a lower triangle of so many rows of tiles, the diagonal's included."""
-    return rows * (rows + 1) // 2
+    tiles: np.ndarray = rows * (rows + 1) // 2
+    return tiles
 
 
 def score_tiles(lengths: tuple[int, ...], size: int) -> int:

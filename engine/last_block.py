@@ -71,8 +71,8 @@ def _narrow_forward(
     states = hidden_states + attended
     if wanted_rows is not None:
         states = take_rows(states.squeeze(0), wanted_rows).unsqueeze(0)
-    fed: Tensor = self.mlp(self.post_attention_layernorm(states))
-    return states + fed
+    output: Tensor = states + self.mlp(self.post_attention_layernorm(states))
+    return output
 
 
 def narrow_last_block(model: nn.Module) -> bool:
