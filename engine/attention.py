@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from trainer_tui.engine.batch import MicroBatch, collate
-from trainer_tui.engine.last_block import is_narrow, narrow_last_block
+from trainer_tui.engine.last_block import last_feed_forward, narrow_last_block
 from trainer_tui.safety.errors import Refused
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -307,7 +307,7 @@ def hidden_states(model: nn.Module, batch: MicroBatch, rows: Tensor | None = Non
     With `rows`, int64 and each at most once, only those, [rows, hidden].
     """
     decoder = model.base_model
-    narrow = rows is not None and is_narrow(model)
+    narrow = rows is not None and last_feed_forward(model) is not None
     output = decoder(  # type: ignore[operator]
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,

@@ -85,7 +85,11 @@ def narrow_last_block(model: nn.Module) -> bool:
     return True
 
 
-def is_narrow(model: nn.Module) -> bool:
-    """Whether `narrow_last_block` changed this model."""
+def last_feed_forward(model: nn.Module) -> nn.Module | None:
+    """What `narrow_last_block` made run on wanted rows alone, if it changed this model."""
     blocks = getattr(getattr(model, "base_model", model), "layers", None)
-    return isinstance(blocks, nn.ModuleList) and "forward" in vars(blocks[-1])
+    if not isinstance(blocks, nn.ModuleList) or "forward" not in vars(blocks[-1]):
+        return None
+    block: Any = blocks[-1]
+    feed_forward: nn.Module = block.mlp
+    return feed_forward

@@ -9,13 +9,19 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from trainer_tui.engine.model_math import math_of, model_flops_utilisation, peak_flops
+from trainer_tui.engine.model_math import (
+    ModelMath,
+    math_of,
+    model_flops_utilisation,
+    peak_flops,
+)
 from trainer_tui.engine.step import StepFigures
 from trainer_tui.safety import clock
 
@@ -43,11 +49,16 @@ class Meter:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._device = device
-        self._math = math_of(model)
+        self._model = model
         self._peak = peak_flops(device)
         self._step_s: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._last_end_s: float | None = None
         self._reset()
+
+    @cached_property
+    def _math(self) -> ModelMath:
+        """Read at the first step: what runs on few rows is known once the model is prepared."""
+        return math_of(self._model)
 
     def _reset(self) -> None:
         self._seconds = 0.0

@@ -1,7 +1,8 @@
 """How much arithmetic a step is, and what share of the chip's peak that makes.
 
 Only work the model needs is counted: two operations per weight and token forward, four backward,
-attention inside each document only (causal half), and the head only on the rows it ran for.
+attention inside each document only (causal half), and the head, and with `last_block.py` the last
+feed-forward, only on the rows they ran for.
 Recomputation is not counted, so MFU cannot be raised by doing work twice.
 
 Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, for the definition of MFU.
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from trainer_tui.engine.last_block import last_feed_forward
 
 # Dense bf16 peak by the vendors' datasheets, operations per second, matched on the device name.
 # The first hit wins, so the longer names come first.
@@ -45,11 +48,14 @@ class ModelMath:
     head_weights: int  # vocabulary * hidden
     attention_width: int  # heads * head_dim, summed over layers
     windows: tuple[int | None, ...]  # sliding window of each layer, None for full attention
+    narrow_weights: int = 0  # of `block_weights`, those that run on supervised rows alone
 
     def step_flops(self, lengths: Sequence[int], supervised: int) -> int:
         """Operations of forward and backward over documents of these lengths (tokens)."""
         tokens = sum(lengths)
-        dense = 6 * (self.block_weights * tokens + self.head_weights * supervised)
+        everywhere = self.block_weights - self.narrow_weights
+        somewhere = self.head_weights + self.narrow_weights
+        dense = 6 * (everywhere * tokens + somewhere * supervised)
         per_layer = self.attention_width // max(1, len(self.windows))
         # Scores and values: 2 products of 2 operations per visible pair; backward twice that.
         pairs = sum(_visible_pairs(length, w) for w in self.windows for length in lengths)
@@ -71,6 +77,8 @@ def math_of(model: nn.Module) -> ModelMath:
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     head = model.get_output_embeddings()  # type: ignore[operator]
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    narrow = last_feed_forward(model)
+    narrowed = [] if narrow is None else [m for m in linears if m in set(narrow.modules())]
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     windows = tuple(
@@ -81,6 +89,7 @@ def math_of(model: nn.Module) -> ModelMath:
         head_weights=0 if head is None else int(head.weight.numel()),
         attention_width=layers * heads * head_dim,
         windows=windows,
+        narrow_weights=sum(m.weight.numel() for m in narrowed),
     )
 
 

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 STAGING_PREFIX = ".staging-"
@@ -97,6 +98,9 @@ def write_new_hashed(
 ) -> str:
     """Like `write_new`, hashing the very bytes handed to the kernel; for large buffers.
 
+    A chunk is hashed while it is written: neither waits for the other's whole time. `data` must
+    not change meanwhile.
+
     Args:
         progress: called with the size of each chunk once the kernel took it.
 
@@ -111,13 +115,15 @@ def write_new_hashed(
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     digest = hashlib.sha256()
     try:
-        for start in range(0, len(data), HASHED_CHUNK_BYTES):
-            chunk = data[start : start + HASHED_CHUNK_BYTES]
-            digest.update(chunk)
-            _write_all(fd, chunk)
-            if (start // HASHED_CHUNK_BYTES + 1) % CHUNKS_PER_FLUSH == 0:
-                os.fdatasync(fd)  # else one fsync at the end could be silent for minutes
-            progress(len(chunk))
+        with ThreadPoolExecutor(1) as beside:
+            for start in range(0, len(data), HASHED_CHUNK_BYTES):
+                chunk = data[start : start + HASHED_CHUNK_BYTES]
+                hashed = beside.submit(digest.update, chunk)
+                _write_all(fd, chunk)
+                if (start // HASHED_CHUNK_BYTES + 1) % CHUNKS_PER_FLUSH == 0:
+                    os.fdatasync(fd)  # else one fsync at the end could be silent for minutes
+                hashed.result()
+                progress(len(chunk))
         sync_file(fd, path)
     except BaseException:
         path.unlink(missing_ok=True)

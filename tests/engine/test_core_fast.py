@@ -154,5 +154,9 @@ def test_flops_count_what_ran_and_nothing_else() -> None:
     pairs = 3 * 4 // 2 + 5 * 6 // 2
     expected = 6 * (math.block_weights * 8 + math.head_weights * 4) + 12 * 16 * 2 * pairs
     assert math.step_flops([3, 5], supervised=4) == expected
+    narrow = Qwen3ForCausalLM(Qwen3Config(**SHAPE, tie_word_embeddings=True))
+    attach_packed_attention(narrow, "sdpa_documents")
+    not_run = 6 * (3 * 16 * 48) * (8 - 4)
+    assert math_of(narrow).step_flops([3, 5], supervised=4) == expected - not_run
     assert model_flops_utilisation(10, 2.0, None) is None
     assert model_flops_utilisation(10, 2.0, 20.0) == 0.25
