@@ -25,7 +25,6 @@ COMMON = {"shape": "tiny", "device": "cpu", "warm_steps": 3, "steps_per_repeat":
 WORK = {"steps": 33, "rows_per_step": 8, "vocabulary": 512, "log_mean": 4.5, "longest": 400}
 OURS = {"name": "ours, packed", "precision": "fp32", **COMMON}
 STOCK = {"name": "stock Trainer, padded", "kind": "stock", "padded_rows": 8, **COMMON}
-TRL = {"name": "TRL, padding-free, eager", "attention": "eager", "liger": False, **COMMON}
 
 
 def run(who: str, settings: dict[str, Any]) -> Measurement:

@@ -35,7 +35,6 @@ PADDED_ROWS = (10, 6, 5, 4, 3)  # tried downwards until one fits
 STEPS = {"warm_steps": 5, "steps_per_repeat": 6}
 # For loss curves: with all 28 layers and 32k tokens the peer's loss is not a number.
 FOUR_LAYERS = {"shape": "qwen3-0.6b, 4 layers", "warm_steps": 5, "steps_per_repeat": 25}
-FEW_TOKENS = {"tokens_per_step": 8192}
 
 
 def _peer(name: str, **settings: Any) -> dict[str, Any]:
@@ -60,9 +59,6 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "trl-no-liger": _peer("TRL packed, flex", pad_to=128, liger=False, **STEPS),
     "ours-4-layers": _ours("pure bf16, 4 layers", **FOUR_LAYERS),
     "trl-4-layers": _peer("TRL packed, flex, Liger, 4 layers", pad_to=128, **FOUR_LAYERS),
-    "ours-8k": _ours("pure bf16, 8k tokens", **STEPS) | {"work": FEW_TOKENS},
-    "trl-8k": _peer("TRL packed, flex, Liger, 8k tokens", pad_to=128, **STEPS)
-    | {"work": FEW_TOKENS},
     "trl-compiled": _peer("TRL, flex, Liger, compiled", pad_to=128, torch_compile=True, **STEPS),
 }
 
@@ -76,7 +72,7 @@ def _expanded(names: list[str]) -> list[tuple[str, dict[str, Any]]]:
             settings = spec["settings"]
             repeats = settings.get("steps_per_repeat", 1)
             steps = settings.get("warm_steps", 0) + 3 * repeats
-            specs.append((name, {**spec, "work": {**spec.get("work", {}), "steps": steps}}))
+            specs.append((name, {**spec, "work": {"steps": steps}}))
             continue
         for rows in PADDED_ROWS:
             padded = {**spec["settings"], "padded_rows": rows}

@@ -7,14 +7,13 @@ norms, no optimizer, on random data (zeros would run faster than real numbers).
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks import models
-from benchmarks.measuring import Measurement, device_name, versions, wait_for_device
+from benchmarks.measuring import Clock, Measurement, device_name, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +69,15 @@ def run(settings: Settings) -> Measurement:
         for chunk in rows.split(settings.chunk_rows):
             _three_products(chunk, head)
 
-    for _ in range(settings.warm_steps):
+    steps = settings.warm_steps + settings.repeats * settings.steps_per_repeat
+    clock = Clock(
+        measurement,
+        [settings.tokens] * steps,
+        [settings.supervised] * steps,
+        settings.warm_steps,
+        settings.steps_per_repeat,
+    )
+    for _ in range(steps):
         step()
-    for _ in range(settings.repeats):
-        wait_for_device()
-        start = time.perf_counter()
-        for _ in range(settings.steps_per_repeat):
-            step()
-        wait_for_device()
-        seconds = (time.perf_counter() - start) / settings.steps_per_repeat
-        measurement.tokens_per_s.append(settings.tokens / seconds)
-        measurement.ms_per_step.append(1e3 * seconds)
+        clock.step_done()
     return measurement

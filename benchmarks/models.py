@@ -7,27 +7,19 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 SEED = 7
+QWEN3 = {
+    "vocab_size": 151_936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+}
 SHAPES: dict[str, dict[str, int]] = {
-    "qwen3-0.6b": {
-        "vocab_size": 151_936,
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "max_position_embeddings": 40_960,
-    },
-    "qwen3-0.6b, 4 layers": {
-        "vocab_size": 151_936,
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "max_position_embeddings": 40_960,
-    },
+    "qwen3-0.6b": QWEN3,
+    "qwen3-0.6b, 4 layers": QWEN3 | {"num_hidden_layers": 4},
     "tiny": {
         "vocab_size": 512,
         "hidden_size": 64,

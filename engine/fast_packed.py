@@ -116,8 +116,6 @@ def attention(
     query_work: Tensor,
     query_gradient_work: Tensor,
     key_gradient_work: Tensor,
-    score_tiles: Tensor,  # this and the next are for `fast_qkv`, which has the same caller
-    fused_work: Tensor,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -139,7 +137,8 @@ def attention(
 
 
 def arguments(batch: MicroBatch, demand: Demand) -> dict[str, Any]:
-    """The work lists on the batch's device, and a tensor as long as there are score tiles."""
+    """The work lists on the batch's device; the first two entries are for `fast_qkv` alone, whose
+    modules are called with the same arguments."""
     device = batch.input_ids.device
 
     @cache

@@ -122,7 +122,8 @@ def blocks(lengths: tuple[int, ...], size: int, longest_loop_last: bool) -> np.n
     work = offset if longest_loop_last else length[document] - offset
     order = np.lexsort((-work, document, -length[document]))
     document, offset = document[order], offset[order]
-    tiles = np.cumsum(triangle(counts)) - triangle(counts)
+    tiles = triangle(counts)
+    tiles = np.cumsum(tiles) - tiles
     per_document = (starts[document], ends[document], first[document], tiles[document])
     table = np.stack([starts[document] + offset, *per_document], axis=1)
     return table.astype(np.int32)

@@ -95,8 +95,12 @@ def _turn_logits_into_gradient(
 
 
 @cache
+def _has_kernels(device_type: str) -> bool:
+    return device_type == "cuda" and find_spec("triton") is not None
+
+
 def _chunk_function(device_type: str) -> Callable[..., Tensor]:
-    if device_type != "cuda" or find_spec("triton") is None:
+    if not _has_kernels(device_type):
         return _turn_logits_into_gradient
     from trainer_tui.engine.fast_loss_kernel import turn_logits_into_gradient
 
@@ -116,7 +120,7 @@ def _accumulate(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 def _scaled(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Scaled and rounded in one pass: the head's gradient is the largest tensor of the step."""
-    if values.is_cuda and find_spec("triton") is not None:
+    if _has_kernels(values.device.type):
         from trainer_tui.engine.fast_loss_kernel import scaled
 
         return scaled(values, scale, dtype)

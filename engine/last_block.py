@@ -75,21 +75,25 @@ def _narrow_forward(
     return output
 
 
-def narrow_last_block(model: nn.Module) -> bool:
-    """Give the last block a forward that takes `wanted_rows`; says whether its class allows it."""
+def _last_block(model: nn.Module) -> Any:
+    """The model's last block if its class is one of ours, else None."""
     blocks = getattr(getattr(model, "base_model", model), "layers", None)
     if not isinstance(blocks, nn.ModuleList) or type(blocks[-1]).__name__ not in NARROWABLE:
-        return False
-    block: Any = blocks[-1]
-    block.forward = MethodType(_narrow_forward, block)
-    return True
+        return None
+    return blocks[-1]
+
+
+def narrow_last_block(model: nn.Module) -> None:
+    """Give the last block a forward that takes `wanted_rows`, where its class allows it."""
+    block = _last_block(model)
+    if block is not None:
+        block.forward = MethodType(_narrow_forward, block)
 
 
 def last_feed_forward(model: nn.Module) -> nn.Module | None:
     """What `narrow_last_block` made run on wanted rows alone, if it changed this model."""
-    blocks = getattr(getattr(model, "base_model", model), "layers", None)
-    if not isinstance(blocks, nn.ModuleList) or "forward" not in vars(blocks[-1]):
+    block = _last_block(model)
+    if block is None or "forward" not in vars(block):
         return None
-    block: Any = blocks[-1]
     feed_forward: nn.Module = block.mlp
     return feed_forward

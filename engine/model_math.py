@@ -78,7 +78,7 @@ def math_of(model: nn.Module) -> ModelMath:
     head = model.get_output_embeddings()  # type: ignore[operator]
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     narrow = last_feed_forward(model)
-    narrowed = [] if narrow is None else [m for m in linears if m in set(narrow.modules())]
+    inside = set() if narrow is None else set(narrow.modules())
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     windows = tuple(
@@ -89,7 +89,7 @@ def math_of(model: nn.Module) -> ModelMath:
         head_weights=0 if head is None else int(head.weight.numel()),
         attention_width=layers * heads * head_dim,
         windows=windows,
-        narrow_weights=sum(m.weight.numel() for m in narrowed),
+        narrow_weights=sum(m.weight.numel() for m in linears if m in inside),
     )
 
 

@@ -56,7 +56,7 @@ def test_work_lists_cover_every_token_once_and_start_with_the_longest_document(
         assert document_start <= start < document_end
         work.append(start - document_start if longest_loop_last else document_end - start)
     assert (seen == 1).all()
-    longest_first = [length for length in table[:, 2] - table[:, 1]]
+    longest_first = list(table[:, 2] - table[:, 1])
     assert longest_first == sorted(longest_first, reverse=True)
     for document in set(table[:, 1]):
         inside = [w for w, row in zip(work, table, strict=True) if row[1] == document]
