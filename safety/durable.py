@@ -74,7 +74,8 @@ def sync_file(fd: int, path: Path) -> None:
 def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write a file that did not exist, durably up to (not including) its directory entry.
 
-    For files inside a staging directory, whose own rename commits them all.
+    For files inside a staging directory, whose own rename commits them all. The file gets `mode`
+    exactly: the daemon's umask would take it from a settings file that others may read.
 
     Raises:
         FileExistsError: the name is taken.
@@ -83,6 +84,7 @@ def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
     _operation("create", path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
+        os.fchmod(fd, mode)
         with os.fdopen(fd, "wb", closefd=False) as stream:
             stream.write(data)
         sync_file(fd, path)
@@ -98,8 +100,7 @@ def write_new_hashed(
 ) -> str:
     """Like `write_new`, hashing the very bytes handed to the kernel; for large buffers.
 
-    A chunk is hashed while it is written: neither waits for the other's whole time. `data` must
-    not change meanwhile.
+    A chunk is hashed while it is written; `data` must not change meanwhile.
 
     Args:
         progress: called with the size of each chunk once the kernel took it.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trainer_tui.data.token_cache import open_existing
-from trainer_tui.queue import report, row_hashes, trained
+from trainer_tui.queue import limits, report, row_hashes, trained
 from trainer_tui.queue.job import Job
 from trainer_tui.queue.report import Context
 from trainer_tui.queue.report_command import main
@@ -297,6 +297,9 @@ def test_the_command_works_in_a_pipeline(with_model: Workspace, row) -> None:
 
 def test_exit_codes_and_sentences(with_model: Workspace, capsys, monkeypatch) -> None:
     monkeypatch.chdir(with_model.root)
+    # For the life of a process, and this one runs other tests; limits have a test of their own.
+    monkeypatch.setattr(limits, "limit_process", lambda: None)
+    monkeypatch.setattr(limits, "limit_time", lambda path: None)
     Path("bad.jsonl").write_text("no\n{}\n")
     assert main(["bad.jsonl"]) == 1
     assert capsys.readouterr().out.startswith("BLOCK  bad.jsonl")

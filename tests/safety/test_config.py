@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,11 @@ def test_an_edit_writes_through_a_link_and_keeps_the_mode(tmp_path):
     kept.chmod(0o644)
     path = tmp_path / "config.toml"
     path.symlink_to(kept)
-    config_edit.set_value(path, "epochs", 2)
+    before = os.umask(0o077)  # the daemon's
+    try:
+        config_edit.set_value(path, "epochs", 2)
+    finally:
+        os.umask(before)
     assert path.is_symlink() and "epochs = 2" in kept.read_text()
     assert kept.stat().st_mode & 0o777 == 0o644
 
