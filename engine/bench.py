@@ -32,6 +32,7 @@ from trainer_tui.engine.attention import attach_packed_attention
 from trainer_tui.engine.checkpoint import CommitFailed, Committer
 from trainer_tui.engine.checkpoint_files import Place
 from trainer_tui.engine.fast_blocks import compile_where_it_helps
+from trainer_tui.engine.images import weights_once
 from trainer_tui.engine.metrics import percentile, resident_bytes
 from trainer_tui.engine.model_math import math_of, model_flops_utilisation, peak_flops
 from trainer_tui.engine.optimizer import MasterAdamW
@@ -146,7 +147,8 @@ def measure(arguments: argparse.Namespace) -> Report:
     attention = attach_packed_attention(
         model, arguments.attention, torch.bfloat16 if plan.autocast else None
     )
-    compile_where_it_helps(model, device, plan.memory_budget)
+    if slower := compile_where_it_helps(model, device, plan.memory_budget):
+        print(slower)
     optimizer = MasterAdamW(model, plan.optimizer, moments=plan.moments)
     stepper = Stepper(model, optimizer, device, arguments.micro_batch, 1.0, plan.autocast)
     longest = min(LONGEST, arguments.micro_batch)
@@ -204,7 +206,7 @@ def _while_saving(
         committer = Committer(
             Place(root, root / "ledger"),
             lock.fd,
-            stepper.model,
+            weights_once(stepper.model),
             stepper.optimizer,
             {},
             Identity("", "", "", "bench"),

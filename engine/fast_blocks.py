@@ -17,6 +17,7 @@ import torch._functorch.config
 from torch import fx, nn
 
 from trainer_tui.engine.attention import AttentionRefused, attached_backend, prove_isolation
+from trainer_tui.engine.fused_proof import prove_fused, unfuse
 
 LINEARS = (nn.functional.linear, torch._C._nn.linear)
 
@@ -104,10 +105,21 @@ def _joining(inner: Callable[..., Any]) -> Callable[..., Any]:
     return backend
 
 
-def compile_where_it_helps(model: nn.Module, device: torch.device, memory_budget: float) -> None:
-    """`compile_blocks` on a GPU, where the attention that was attached can be compiled."""
-    if device.type == "cuda" and attached_backend(model).compiles:
+def compile_where_it_helps(model: nn.Module, device: torch.device, memory_budget: float) -> str:
+    """`compile_blocks` on a GPU, where the attention that was attached can be compiled.
+
+    Returns:
+        Why the fused operators are not used, in a sentence; empty when nothing is amiss.
+    """
+    if device.type != "cuda" or not attached_backend(model).compiles:
+        return ""
+    try:
         compile_blocks(model, memory_budget=memory_budget)
+        return ""
+    except AttentionRefused as problem:
+        unfuse(model)
+        compile_blocks(model, fuse=False, memory_budget=memory_budget)
+        return f"slower than it could be: {problem.message} They are left out."
 
 
 def compile_blocks(
@@ -133,7 +145,7 @@ def compile_blocks(
     Raises:
         AttentionRefused: the attached attention backend cannot be compiled, or a proof failed.
     """
-    from trainer_tui.engine.fast_qkv import fuse_attention, prove_fused
+    from trainer_tui.engine.fast_qkv import fuse_attention
 
     attention = attached_backend(model)
     if not attention.compiles:

@@ -4,8 +4,9 @@ Between the projection and the attention kernel a Qwen3 block normalises queries
 head and rotates them. Here that happens inside the attention kernels (`fast_qkv_kernel.py`), and
 the gradients of queries, keys and values are written side by side, ready for one matrix product.
 
-Invariant: the same function as the block's own forward within rounding (`prove_fused` compares
-them on the model at hand). Documents stay isolated: each works on one document's tokens alone.
+Invariant: the same function as the block's own forward within rounding; `fused_proof.py`
+compares them on the model at hand. Documents stay isolated: each works on one document's tokens
+alone.
 
 Limits: the `triton` backend; attention modules of the classes in `FUSABLE`, without biases and
 sliding window, with 2, 4 or 8 query heads per key head and the default rotary layout over the
@@ -22,10 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_tui.engine.attention import (
-    AttentionRefused,
     attached_backend,
-    hidden_states,
-    sample_batch,
 )
 from trainer_tui.engine.fast_blocks import decoder_blocks
 from trainer_tui.engine.fast_mlp import fuse_mlp
@@ -305,30 +303,3 @@ def fuse_attention(model: nn.Module) -> int:
         if mlp is not None:
             changed += fuse_mlp(mlp)
     return changed
-
-
-@torch.no_grad()
-def prove_fused(model: nn.Module, tolerance: float = 3e-2) -> None:
-    """Compare the fused model's hidden states with those of the modules' own forward.
-
-    Args:
-        tolerance: relative norm of the difference. Two bf16 forward passes of 28 blocks that
-            round in different places differ by about 1e-2.
-
-    Raises:
-        AttentionRefused: they differ by more than rounding (relative norm).
-    """
-    batch = sample_batch(model)
-    ours = hidden_states(model, batch).float()
-    modules: list[Any] = [m for block in decoder_blocks(model) for m in block.children()]
-    fused = [module for module in modules if "forward" in vars(module)]
-    kept = [vars(module).pop("forward") for module in fused]
-    theirs = hidden_states(model, batch).float()
-    for module, forward in zip(fused, kept, strict=True):
-        module.forward = forward
-    # The host waits here, once, before the first step.
-    if not bool((ours - theirs).norm() <= tolerance * theirs.norm()):
-        raise AttentionRefused(
-            f"The fused attention of {type(model).__name__} differs from the model's own.",
-            "Leave it out (fuse_attention) and report this.",
-        )

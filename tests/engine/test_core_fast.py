@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from trainer_tui.engine.fast_qkv import (
     SCORE_TOKENS,
     fuse_attention,
 )
+from trainer_tui.engine.fused_proof import fused_modules, prove_fused, unfuse
+from trainer_tui.engine.last_block import last_feed_forward
 from trainer_tui.engine.model_math import math_of, model_flops_utilisation
 
 SHAPE: dict[str, Any] = {
@@ -134,6 +137,57 @@ def test_what_cannot_be_compiled_is_refused() -> None:
     with pytest.raises(AttentionRefused, match="uncompiled only"):
         compile_blocks(model)
     assert fuse_attention(model) == 0
+
+
+def _rounded(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return type(self).forward(self, x).bfloat16().float()
+
+
+def _wrong(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return type(self).forward(self, x) * 1.05
+
+
+def test_a_fused_module_is_believed_when_only_rounding_tells_it_from_the_models_own() -> None:
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+    attach_packed_attention(model, "sdpa_documents")
+    assert last_feed_forward(model) is not None
+    blocks = decoder_blocks(model)
+    for block in blocks:
+        block.mlp.forward = MethodType(_rounded, block.mlp)
+    assert 0 < prove_fused(model) < 4e-3
+    assert set(fused_modules(model)) == {"model.layers.0.mlp", "model.layers.1.mlp"}
+    assert vars(blocks[0].mlp)["forward"].__func__ is _rounded, "it stays fused"
+
+    blocks[1].mlp.forward = MethodType(_wrong, blocks[1].mlp)
+    with pytest.raises(AttentionRefused, match=r"1 of 2 fused .* model.layers.1.mlp by 5.0%"):
+        prove_fused(model)
+    unfuse(model)
+    assert not fused_modules(model) and last_feed_forward(model) is not None
+    assert prove_fused(model) == 0.0
+
+
+def test_a_fused_operator_that_fails_its_proof_is_left_out_and_training_goes_on(
+    monkeypatch,
+) -> None:
+    """Where the proof fails, the model's own modules are compiled, and the reason is told."""
+    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+    attach_packed_attention(model, "sdpa_documents")
+    compiled: list[bool] = []
+
+    def compile_blocks(model: nn.Module, *, fuse: bool = True, memory_budget: float) -> int:
+        compiled.append(fuse)
+        if fuse:
+            mlp = decoder_blocks(model)[0].mlp
+            mlp.forward = MethodType(_wrong, mlp)
+            prove_fused(model)
+        return 0
+
+    monkeypatch.setattr(fast_blocks, "compile_blocks", compile_blocks)
+    monkeypatch.setattr(fast_blocks, "attached_backend", lambda model: SimpleNamespace(compiles=1))
+    told = fast_blocks.compile_where_it_helps(model, torch.device("cuda"), 1.0)
+    assert compiled == [True, False] and not fused_modules(model)
+    assert told.startswith("slower than it could be: 1 of 1 fused operators")
 
 
 def test_blocks_are_found_and_flagged_for_recomputation() -> None:
