@@ -26,7 +26,7 @@ from trainer_tui.data.row_reader import read_rows
 from trainer_tui.data.rows import Conversation
 from trainer_tui.data.template import ChatTemplate
 from trainer_tui.data.token_cache import open_tokens
-from trainer_tui.safety import durable
+from trainer_tui.safety import hashing
 from trainer_tui.safety.config import Intake
 
 WORDS = ("the", "owl", "runs", "seven", "times", "around", "a", "blue", "house", "today", "why")
@@ -105,7 +105,7 @@ def measure(folder: Path, count: int, words: int, model: Path | None) -> None:
         lambda: sum(1 for _ in encode_file(path, template, options, Intake())),
     )
     print(f"ratio to tokenizers alone {whole / bare:.2f}, with offsets {whole / with_offsets:.2f}")
-    sha256, cache = durable.hash_file(path), folder / "cache"
+    sha256, cache = hashing.hash_file(path), folder / "cache"
 
     def opened():
         return open_tokens(path, sha256, template, options, cache, Intake())

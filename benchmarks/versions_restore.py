@@ -1,12 +1,14 @@
 """Going back with a real daemon and a real trainer: from the wish to the first new step.
 
-    python -m benchmarks.versions_restore [--megabytes 300] [--rounds 3] [--folder DIR]
+    python -m benchmarks.versions_restore [--megabytes 300] [--rounds 3] [--fresh] [--folder DIR]
         [--precision NAME] [--idle] [--write NAME]
 
 Random weights in a Qwen3 shape of about that size in float32 (0: the toy model; 4000: one billion
 parameters). Each round makes a version, trains on, restores it, and waits for the first step
 after it. With `--idle` everything is trained and saved when the wish comes, so that no save is in
-it, and a file is queued again for the first step. `--write` keeps the table in results/NAME.md.
+it, and a file is queued again for the first step. `--fresh`: each round in a workspace of its own,
+which needs room for three checkpoints and not for a growing number. `--write` keeps the table in
+results/NAME.md.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from trainer_tui.safety.workspace import Workspace
 from trainer_tui.tui.client import Client
 
 LARGE_MEGABYTES = 2000
+RESTORING = "a version is being restored"
 SETTINGS = """
 max_length = 256
 warmup_steps = 2
@@ -73,6 +76,19 @@ class Patience:
     limit_s = 600.0  # for one wait
 
 
+@dataclass(slots=True)
+class Taken:
+    """Seconds, one of each for a round. `sizes`: of the restored checkpoint's large files."""
+
+    created: list[float] = field(default_factory=list)
+    replied: list[float] = field(default_factory=list)
+    stepping: list[float] = field(default_factory=list)
+    per_step: list[float] = field(default_factory=list)
+    phases: list[dict[str, float]] = field(default_factory=list)
+    sizes: str = ""
+    write_gb_per_s: float = 0.0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=300)
@@ -82,12 +98,16 @@ def main() -> None:
         "--patience", type=float, default=Patience.limit_s, help="seconds for one step"
     )
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--fresh", action="store_true", help="a new workspace for each round")
     parser.add_argument("--idle", action="store_true", help="nothing is unsaved at the wish")
     parser.add_argument("--write", metavar="NAME", default="")
     wanted = parser.parse_args()
     Patience.limit_s = wanted.patience
-    with tempfile.TemporaryDirectory(dir=wanted.folder, prefix="versions-restore-") as place:
-        table = measure(Workspace(Path(place) / "ws"), wanted)
+    taken = Taken()
+    for rounds in [1] * wanted.rounds if wanted.fresh else [wanted.rounds]:
+        with tempfile.TemporaryDirectory(dir=wanted.folder, prefix="versions-restore-") as place:
+            measure(Workspace(Path(place) / "ws"), wanted, rounds, taken)
+    table = as_markdown(taken, _card())
     print(table)
     if wanted.write:
         (Path(__file__).parent / "results" / f"{wanted.write}.md").write_text(table)
@@ -125,9 +145,9 @@ def wait_for(what: Callable[[], Any]) -> Any:
     raise SystemExit(f"not within {Patience.limit_s:.0f} s")
 
 
-def measure(workspace: Workspace, wanted: argparse.Namespace) -> str:
-    """Serve the workspace, go back so often, and return the table as Markdown."""
-    card, megabytes, rounds = _card(), wanted.megabytes, wanted.rounds
+def measure(workspace: Workspace, wanted: argparse.Namespace, rounds: int, taken: Taken) -> None:
+    """Serve the workspace and go back so often."""
+    card, megabytes = _card(), wanted.megabytes
     tokens, count = (1024, 30_000) if card else (256, 6_000)
     count = 24 if wanted.idle else count
     workspace.root.mkdir()
@@ -141,14 +161,15 @@ def measure(workspace: Workspace, wanted: argparse.Namespace) -> str:
                       {"role": "assistant", "content": f"answer {i} " + "and so on " * 4}]}
         for i in range(count)
     )  # fmt: skip
-    print(f"{megabytes} MB of random weights; plain writing {_write_speed(workspace):.2f} GB/s")
+    taken.write_gb_per_s = _write_speed(workspace)
+    print(f"{megabytes} MB of random weights; plain writing {taken.write_gb_per_s:.2f} GB/s")
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (workspace.inbox / "long.jsonl").write_text(text)
     command = [sys.executable, "-P", "-m", "trainer_tui.daemon", "--workspace"]
     log = (workspace.root / "daemon.out").open("wb")
     daemon = subprocess.Popen([*command, str(workspace.root)], stdout=log, stderr=log)
     try:
-        return _table(Client(workspace.socket), workspace, rounds, card, idle=wanted.idle)
+        _go_back(Client(workspace.socket), workspace, rounds, taken, idle=wanted.idle)
     except BaseException:
         print((workspace.root / "daemon.out").read_text()[-4000:])
         for path in workspace.logs.rglob("trainer*"):
@@ -164,8 +185,9 @@ class Watch:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._seen: list[tuple[float, str]] = [(time.monotonic(), "the version is proven")]
+        self._seen: list[tuple[float, str]] = [(time.monotonic(), "asked")]
         self._before = client.get("/v1/status")["training"]["trainer_pid"]
+        self._begun = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look)
         self._thread.start()
@@ -181,12 +203,15 @@ class Watch:
                 self._seen.append((time.monotonic(), phase))
 
     def _name(self, pid: int | None, training: dict[str, Any]) -> str:
-        if pid is None:
-            return "committed again, as a checkpoint"
-        if pid == self._before:
-            stopping = training["state"] in ("saving", "stopping")
-            return "the old trainer saves and ends" if stopping else ""
-        return f"the new trainer: {training['phase']}" if training["phase"] else ""
+        if training["reason"] == RESTORING:
+            self._begun = True
+            if training["state"] == "saving":
+                return "proven, while the trainer saves"
+            return "the step in hand ends; proven; committed again"
+        if not self._begun or not training["phase"]:
+            return ""
+        same = "the same" if pid == self._before else "a new"
+        return f"{same} trainer: {training['phase']}"
 
     def end(self) -> dict[str, float]:
         self._ended.set()
@@ -222,7 +247,9 @@ def _write_speed(workspace: Workspace) -> float:
     return 16 * len(chunk) / took_s / 1e9
 
 
-def _table(client: Client, workspace: Workspace, rounds: int, card: str, *, idle: bool) -> str:
+def _go_back(
+    client: Client, workspace: Workspace, rounds: int, taken: Taken, *, idle: bool
+) -> None:
     def step() -> int:
         try:
             training = client.get("/v1/status")["training"]
@@ -251,50 +278,57 @@ def _table(client: Client, workspace: Workspace, rounds: int, card: str, *, idle
         training = client.get("/v1/status")["training"]
         return training["state"] == "idle" and not training["unsaved_steps"]
 
-    created, replied, stepping, per_step = [], [], [], []
-    phases: list[dict[str, float]] = []
     for number in range(1, rounds + 1):
-        at = step() if idle and number > 1 else further(further(step()))
+        if not idle or number == 1:
+            further(further(step()))
         if idle:
             wait_for(settled)
         started_s = time.monotonic()
         client.post("/v1/versions", {"description": f"round {number}"})
-        created.append(time.monotonic() - started_s)
-        print(f"round {number}: version made in {created[-1]:.1f} s", flush=True)
-        at = step()
-        started_s = time.monotonic()
-        reached = at + 1 if idle else further(at)
-        per_step.append((time.monotonic() - started_s) / (reached - at))
+        taken.created.append(time.monotonic() - started_s)
+        print(f"version made in {taken.created[-1]:.1f} s", flush=True)
+        if not idle:
+            at, started_s = step(), time.monotonic()
+            steps = further(at) - at
+            taken.per_step.append((time.monotonic() - started_s) / steps)
         watch = Watch(client)
         started_s = time.monotonic()
         restored = client.post(f"/v1/versions/{number}/restore")["restored"]
-        replied.append(time.monotonic() - started_s)
+        taken.replied.append(time.monotonic() - started_s)
         if idle:
             client.post("/v1/jobs/1/again")
         further(restored["global_step"])
-        stepping.append(time.monotonic() - started_s)
-        phases.append(watch.end())
-        told = ", ".join(f"{name} {lasted:.1f}" for name, lasted in phases[-1].items())
-        print(f"round {number}: {stepping[-1]:.1f} s ({told})", flush=True)
+        taken.stepping.append(time.monotonic() - started_s)
+        taken.phases.append(watch.end())
+        told = ", ".join(f"{name} {lasted:.1f}" for name, lasted in taken.phases[-1].items())
+        print(f"gone back in {taken.stepping[-1]:.1f} s ({told})", flush=True)
     folder = workspace.current_model / restored["checkpoint"]
     sizes = {path.name: path.stat().st_size / 1e6 for path in folder.glob("*.safetensors")}
-    size = ", ".join(f"{name} {megabytes:.0f} MB" for name, megabytes in sorted(sizes.items()))
+    taken.sizes = ", ".join(f"{name} {size:.0f} MB" for name, size in sorted(sizes.items()))
+
+
+def as_markdown(taken: Taken, card: str) -> str:
+    """The table, with the command that made it."""
     argv = " ".join(sys.argv[1:])
     rows = [
-        ("version made (unsaved steps saved first, whole look at the validation set)", created),
-        ("restore: wish to reply (proven, trainer saved and gone, committed)", replied),
-        ("restore: wish to the first new step", stepping),
-        *([] if idle else [("one training step", per_step)]),
+        (
+            "version made (unsaved steps saved first, whole look at the validation set)",
+            taken.created,
+        ),
+        ("restore: wish to reply (proven, unsaved steps saved, committed)", taken.replied),
+        ("restore: wish to the first new step", taken.stepping),
+        *([("one training step", taken.per_step)] if taken.per_step else []),
     ]
-    names = dict.fromkeys(name for lasted in phases for name in lasted)
+    names = dict.fromkeys(name for lasted in taken.phases for name in lasted)
     for name in names:
-        rows.append((f"· {name}", [lasted.get(name, 0.0) for lasted in phases]))
+        rows.append((f"· {name}", [lasted.get(name, 0.0) for lasted in taken.phases]))
     lines = [
         "# Going back: from the wish to the first new step",
         "",
         f"`python -m benchmarks.versions_restore {argv}`, {datetime.now(UTC):%Y-%m-%d},"
-        f" {os.cpu_count()} cores, {card or 'no GPU'}, Python {platform.python_version()}. {size}."
-        f" Plain writing with fsync: {_write_speed(workspace):.2f} GB/s."
+        f" {os.cpu_count()} cores, {card or 'no GPU'}, Python {platform.python_version()}."
+        f" {taken.sizes}."
+        f" Plain writing with fsync: {taken.write_gb_per_s:.2f} GB/s. {len(taken.stepping)} rounds."
         f" Load average {os.getloadavg()[1]:.1f}: other work slows all alike.",
         "",
         "| what | median | worst |",

@@ -122,6 +122,7 @@ class Daemon:
             self._inbox,
             self._training,
             self._teller,
+            self._keeper.in_use,
         )
         self._notifier = Notifier(lambda: self._settings.config.notify)
         self._teller.listeners.append(Notices(self._notifier).hear)

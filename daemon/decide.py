@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from trainer_tui.daemon.intent import Wish
-from trainer_tui.safety.messages import NothingWaits, Pause, Resume, Stop
+from trainer_tui.safety.messages import LetGo, NothingWaits, Pause, Resume, Stop, TakeUp
 
-Asked = Literal["nothing", "pause", "pause_release", "stop_after_file", "stop"]
+Asked = Literal["nothing", "pause", "pause_release", "stop_after_file", "stop", "let_go"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +25,37 @@ class Absent:
 @dataclass(frozen=True, slots=True)
 class Present:
     """`asked`: the last request that still stands. `hungry`: it wants a job; `told_nothing_waits`:
-    and it knows that there is none, for `idle_s` by now."""
+    and it knows that there is none, for `idle_s` by now. `aside`: it has let go of the model."""
 
     ready: bool
     hungry: bool = False
     told_nothing_waits: bool = False
     paused: bool = False
     asked: Asked = "nothing"
+    aside: bool = False
     idle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`ending`: the daemon shuts down. `exclusive`: a restore or rollback needs the model.
+    """`ending`: the daemon shuts down. `restoring`: a restore or rollback needs the model on disk;
+    with `exclusive` it needs the trainer to be gone, because another one would be needed anyway.
     `blocker`: why training cannot start (no model). `hold`: why it has to pause by itself (heat,
-    disk). `work`: a job could be trained now; `started_work`: one is in `processing/`. `renew`: an
-    edit of the settings waits for the end of the file."""
+    disk). `work`: a job could be trained now; `started_work`: one is in `processing/`;
+    `in_hand`: the trainer has a job. `renew`: an edit of the settings waits for the end of the
+    file."""
 
     wish: Wish
     trainer: Absent | Present
     release: bool = False
     ending: bool = False
+    restoring: bool = False
     exclusive: bool = False
     blocker: str = ""
     hold: str = ""
     work: bool = False
     started_work: bool = False
+    in_hand: bool = False
     renew: bool = False
     idle_exit_s: float = 900.0
 
@@ -72,7 +77,7 @@ class BecomeStopped:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    message: Pause | Resume | Stop | NothingWaits
+    message: Pause | Resume | Stop | LetGo | TakeUp | NothingWaits
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ def decide(facts: Facts) -> Action:
 
 
 def _without_trainer(facts: Facts, absent: Absent) -> Action:
-    if facts.ending or facts.exclusive:
+    if facts.ending or facts.restoring:
         return Nothing()
     if facts.wish == "stop_after_file" and not facts.started_work:
         return BecomeStopped()
@@ -110,16 +115,36 @@ def _with_trainer(facts: Facts, trainer: Present) -> Action:
         return Nothing() if trainer.asked == "stop" else Send(Stop())
     if trainer.asked == "stop":
         return Nothing()  # its end is on the way; what is wished now, the next trainer does
+    if facts.restoring:
+        return _move_aside(trainer)
+    if trainer.asked == "let_go":
+        return Send(TakeUp())
     if facts.wish == "pause" or facts.hold:
         return _pause(facts, trainer)
     if trainer.paused or trainer.asked in ("pause", "pause_release"):
         return Send(Resume())
     if facts.wish == "stop_after_file":
-        asked = trainer.asked == "stop_after_file"
-        return Nothing() if asked else Send(Stop(after_file=True))
+        return _finish_file(facts, trainer)
     if trainer.asked == "stop_after_file":
         return Send(Resume())  # the person changed their mind before the file ended
     return _feed(facts, trainer)
+
+
+def _finish_file(facts: Facts, trainer: Present) -> Action:
+    """The file in hand, or one that an earlier trainer began: that is offered first. A trainer with
+    neither is asked to stop once it has said that it wants one."""
+    if trainer.asked == "stop_after_file":
+        return Nothing()
+    if trainer.hungry and facts.started_work:
+        return Offer()
+    return Send(Stop(after_file=True)) if trainer.hungry or facts.in_hand else Nothing()
+
+
+def _move_aside(trainer: Present) -> Action:
+    """One that is still loading has nothing to keep, and need not be waited for."""
+    if not trainer.ready:
+        return Send(Stop())
+    return Nothing() if trainer.asked == "let_go" else Send(LetGo())
 
 
 def _pause(facts: Facts, trainer: Present) -> Action:
@@ -151,6 +176,8 @@ def state_word(facts: Facts, phase: str, *, saving_matters: bool) -> str:
     stops = facts.ending or facts.exclusive or facts.wish in ("stopped", "stop_after_file")
     if stops or trainer.asked in ("stop", "stop_after_file"):
         return "stopping"
+    if facts.restoring:
+        return "saving" if phase in ("stage", "persist") else "waiting"
     if facts.wish == "degraded":
         return "degraded"
     if trainer.paused:
@@ -179,7 +206,7 @@ def _absent_word(facts: Facts, absent: Absent) -> str:
                 return "stopping"
             if facts.hold:
                 return "paused"
-            if facts.blocker or absent.back_off_left_s > 0 or facts.exclusive:
+            if facts.blocker or absent.back_off_left_s > 0 or facts.restoring:
                 return "waiting"
             return "starting" if facts.work else "idle"
         case _ as never:

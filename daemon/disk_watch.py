@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -137,7 +137,8 @@ class Looked:
 
 
 class DiskWatch:
-    """`run` is a task of the daemon; `preview` answers what would go."""
+    """`run` is a task of the daemon; `preview` answers what would go. `in_use`: what is being
+    restored just now."""
 
     def __init__(
         self,
@@ -147,8 +148,9 @@ class DiskWatch:
         inbox: Inbox,
         training: Training,
         teller: Teller,
+        in_use: Collection[str],
     ) -> None:
-        self._workspace, self._settings = workspace, settings
+        self._workspace, self._settings, self._in_use = workspace, settings, in_use
         self._desk, self._inbox = desk, inbox
         self._training, self._teller = training, teller
         self._ballast = Ballast(workspace.state / "ballast")
@@ -217,7 +219,7 @@ class DiskWatch:
         config = self._settings.config
         return [
             *self._owners_here(),
-            VersionsOwner(self._workspace, config),
+            VersionsOwner(self._workspace, config, in_use=self._in_use),
         ]
 
     def _owners_here(self) -> list[Owner]:
@@ -236,7 +238,7 @@ class DiskWatch:
             for owner in owners
             for offer in owner.offers()
         ]  # fmt: skip
-        versions = VersionsOwner(self._workspace, self._settings.config)
+        versions = VersionsOwner(self._workspace, self._settings.config, in_use=self._in_use)
         would_go += [
             {"owner": versions.name, "what": entry.what, "why": entry.why, "bytes": entry.bytes}
             for entry in versions.preview()
@@ -257,6 +259,8 @@ class DiskWatch:
         found = looked.forecast
         for gone in looked.freed:
             text = f"{gone.what} went ({gone.why}): {gone.bytes / 1e6:.1f} MB"
+            if not gone.bytes:
+                text = f"{gone.what} went ({gone.why}); what that gave was written at once"
             self._teller.say("info", KIND, text, owner=gone.owner, bytes=gone.bytes)
         if looked.problem:
             self._teller.say("error", KIND, f"no room could be made: {looked.problem}")

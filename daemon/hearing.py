@@ -58,12 +58,18 @@ class Hearing(TrainingState):
             case messages.Committed():
                 await self._committed(message)
             case messages.Paused():
-                asked = self.present.asked if self.present.asked == "pause_release" else "nothing"
+                asked = "nothing" if self.present.asked == "pause" else self.present.asked
                 self.present = replace(self.present, paused=True, asked=asked)
             case messages.Resumed():
                 self._resuming = False
                 self.figures.stand_still()
                 self.present = replace(self.present, paused=False)
+            case messages.HasLetGo():
+                self.present = replace(self.present, aside=self.present.asked == "let_go")
+            case messages.TakenUp(loads=loads):
+                self.figures.stand_still()
+                if loads:
+                    await self._loads_again()
             case messages.Stopping():
                 self._said_stopping = True
             case messages.Said(level=level, topic=topic, text=text, data=data):
@@ -91,6 +97,16 @@ class Hearing(TrainingState):
             attention=message.attention,
             notes=message.notes,
         )
+
+    async def _loads_again(self) -> None:
+        """As after a start: nothing is in the trainer's hands, and `Ready` is on its way."""
+        desk, job_id = self._means.desk, self.in_hand
+        if job_id is not None and job_id in {job.id for job in desk.processing}:
+            await desk.end_attempt(job_id, "interrupted")
+        self.in_hand = None
+        self._trained.clear()
+        self.figures.end_job()
+        self.present = replace(self.present, ready=False, hungry=False, told_nothing_waits=False)
 
     async def _train_lost_again(self, checkpoint: str) -> None:
         """Files whose only checkpoints are damaged: the one in use has not learnt them."""

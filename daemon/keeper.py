@@ -1,7 +1,7 @@
-"""Versions for the daemon: made when asked or by themselves; restored while no trainer runs.
+"""Versions for the daemon: made when asked or by themselves; restored while the trainer lets go.
 
-Invariant: one change at a time; what can be refused is refused before the trainer is stopped, so a
-refusal leaves training running. Looking never waits for a change: it has a thread of its own.
+Invariant: one change at a time; a refusal leaves the trainer as it was, with the same process and
+the same step. Looking never waits for a change: it has a thread of its own.
 Retention's hashing gives way to whoever asks for a change, and to the end of the daemon.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from trainer_tui.daemon.training import Training
 from trainer_tui.safety import checkpoints, messages
 from trainer_tui.safety.errors import Corrupt, Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace
-from trainer_tui.versions import automatic, keeping
+from trainer_tui.versions import automatic, emergency, keeping
 from trainer_tui.versions.restoring import Restored
 from trainer_tui.versions.store import VersionStore
 
@@ -60,6 +60,11 @@ class Keeper:
         self.backups = Backups(workspace, settings, teller, self._fetched)
         self.latest: int | None = None
         training.after_commit.append(self._committed)
+
+    @property
+    def in_use(self) -> Collection[str]:
+        """Folders of versions and backups that are being restored; it changes by itself."""
+        return self._store.in_use
 
     async def ask(self, question: Callable[[VersionStore], T]) -> T:
         """Look at something. It must change nothing."""
@@ -121,26 +126,60 @@ class Keeper:
             return await self._restore(number, weights_only, "rollback")
 
     async def _restore(self, number: int, weights_only: bool, reason: str) -> dict[str, Any]:
-        if weights_only:
-            await self._work(lambda store: store.verify_weights(number))
-        elif not (proof := await self._work(lambda store: store.verify(number))).ok:
-            raise Corrupt(f"{proof.name} is damaged: {proof.problem}", "choose another version")
+        def prove(store: VersionStore) -> None:
+            if weights_only:
+                store.verify_weights(number)
+            elif not (proof := store.verify(number)).ok:
+                raise Corrupt(f"{proof.name} is damaged: {proof.problem}", "choose another version")
+
+        def restorable(store: VersionStore) -> str:
+            return store.restorable(number, weights_only=weights_only).name
+
         return await self._go_back(
+            await self._work(restorable),
+            prove,
             lambda store: store.restore(
                 number, weights_only=weights_only, wait_s=WRITER_WAIT_S, reason=reason
-            )
+            ),
         )
 
     async def restore_emergency(self, number: int) -> dict[str, Any]:
         """Commit an emergency backup again as the newest state. Raises as `restore`."""
         async with self._changing():
-            await self._work(lambda store: store.verify_emergency(number))
             return await self._go_back(
-                lambda store: store.restore_emergency(number, wait_s=WRITER_WAIT_S)
+                await self._work(lambda store: emergency.get(store.layout, number).name),
+                lambda store: store.verify_emergency(number),
+                lambda store: store.restore_emergency(number, wait_s=WRITER_WAIT_S),
             )
 
-    async def _go_back(self, act: Callable[[VersionStore], Restored]) -> dict[str, Any]:
-        async with self._training.without_trainer(STOP_TIMEOUT_S):
+    async def _go_back(
+        self,
+        name: str,
+        prove: Callable[[VersionStore], object],
+        act: Callable[[VersionStore], Restored],
+    ) -> dict[str, Any]:
+        """While it goes on, its source is not let go of, however short the disk is."""
+        await self._work(lambda store: store.hold(name))
+        try:
+            return await self._restore_proven(prove, act)
+        finally:
+            self._store.in_use.discard(name)
+
+    async def _restore_proven(
+        self, prove: Callable[[VersionStore], object], act: Callable[[VersionStore], Restored]
+    ) -> dict[str, Any]:
+        """The source is proven while the trainer commits what it has; when it is damaged, the
+        trainer goes on at its next step. One that cannot go on in place ends only after the proof.
+        """
+        training = self._training
+        await self._settings.look_again()
+        in_place = training.present.ready and not self._settings.new_trainer_would_differ()
+        if not in_place:
+            await self._work(prove)
+        async with training.for_restoring(STOP_TIMEOUT_S, in_place=in_place) as model_is_free:
+            if in_place:
+                await self._work(prove)
+            await model_is_free()
             restored = await self._work(act)
             self._training.figures.saved_step = None  # read again from the new checkpoint
             await self._training.collect(quick=False)

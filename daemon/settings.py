@@ -168,10 +168,14 @@ class Settings:
         """What a trainer started now would get: the file, guarded keys as approved."""
         return self.config.model_copy(update=self.approvals.values)
 
-    async def freeze(self) -> Config:
-        """The settings of the trainer that starts now."""
+    async def look_again(self) -> None:
+        """Take in an edit that nobody has noticed yet."""
         if await asyncio.to_thread(self.changed_on_disk):
             await asyncio.to_thread(self.reload)
+
+    async def freeze(self) -> Config:
+        """The settings of the trainer that starts now."""
+        await self.look_again()
         await asyncio.to_thread(self._begin_lineage)
         self.frozen = self.in_force()
         return self.frozen
@@ -227,6 +231,12 @@ class Settings:
             )
             self._compared = asked, outdated
         return self._compared[1]
+
+    def new_trainer_would_differ(self) -> bool:
+        """Whether one started now, perhaps on a new lineage, would get other settings than the one
+        that runs."""
+        lineage = any(pending.when == "new_lineage" for pending in self.pending())
+        return lineage or self.needs_new_trainer()
 
     def live_changes(self) -> dict[str, Any]:
         """Live keys whose value differs from the running trainer's; they count as told."""

@@ -135,7 +135,7 @@ def reason(training: Training, facts: decide.Facts) -> str | None:
             pass
     if facts.hold or facts.blocker:
         return facts.hold or facts.blocker
-    if facts.exclusive:
+    if facts.restoring:
         return "a version is being restored"
     if isinstance(facts.trainer, decide.Absent) and facts.trainer.back_off_left_s > 0:
         last = training.aftermath.last

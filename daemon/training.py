@@ -75,7 +75,12 @@ class Training(Hearing):
 
     def _send_control(
         self,
-        message: messages.Pause | messages.Resume | messages.Stop | messages.NothingWaits,
+        message: messages.Pause
+        | messages.Resume
+        | messages.Stop
+        | messages.LetGo
+        | messages.TakeUp
+        | messages.NothingWaits,
     ) -> None:
         self.send(message)
         match message:
@@ -90,6 +95,10 @@ class Training(Hearing):
                     self.trainer.signal(signal.SIGTERM)  # loading: there is nothing to commit
                 asked = "stop_after_file" if after_file else "stop"
                 self.present = replace(self.present, asked=asked)
+            case messages.LetGo():
+                self.present = replace(self.present, asked="let_go", aside=False)
+            case messages.TakeUp():
+                self.present = replace(self.present, asked="nothing", aside=False)
             case messages.NothingWaits():
                 self._idle_since_s = clock.monotonic_s()
                 self.present = replace(self.present, told_nothing_waits=True)

@@ -64,6 +64,7 @@ class TrainingState:
         self.present = Present(ready=False)
         self.in_hand: int | None = None
         self.ending = False
+        self.restoring = 0
         self.exclusive = 0
         self.blocker = ""
         self.holds: dict[str, str] = {}
@@ -100,11 +101,13 @@ class TrainingState:
             trainer=trainer,
             release=self.intent.release,
             ending=self.ending,
+            restoring=self.restoring > 0,
             exclusive=self.exclusive > 0,
             blocker=self.blocker,
             hold="; ".join(self.holds.values()),
             work=started or self._means.desk.claimable,
             started_work=started or bool(self._means.desk.processing and self.trainer is None),
+            in_hand=self.in_hand is not None,
             renew=self._means.settings.needs_new_trainer(),
             idle_exit_s=self._means.settings.config.supervision.idle_exit_s,
         )
@@ -151,22 +154,33 @@ class TrainingState:
             self._waiters.discard(changed)
 
     @contextlib.asynccontextmanager
-    async def without_trainer(self, timeout_s: float) -> AsyncIterator[None]:
-        """The block runs while no trainer does; afterwards the intent rules again.
+    async def for_restoring(
+        self, timeout_s: float, *, in_place: bool
+    ) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
+        """Ask the trainer for the model on disk; afterwards it takes it up again, from whatever is
+        the newest state then. What is yielded waits for it: nothing is unsaved afterwards, and no
+        trainer holds the model.
+
+        Args:
+            in_place: the trainer itself may go on from what is restored; else it ends.
 
         Raises:
-            Refused: the trainer did not end in time.
+            Refused: by the wait, when the trainer did not let go in time.
         """
-        self.exclusive += 1
+        self.restoring += 1
+        self.exclusive += not in_place
         self.poke()
+
+        async def free() -> None:
+            if not await self.until(lambda: self.trainer is None or self.present.aside, timeout_s):
+                text = f"the trainer did not let go of the model within {timeout_s:.0f} s"
+                raise Refused(text, "trainer-tui status")
+
         try:
-            if not await self.until(lambda: self.trainer is None, timeout_s):
-                raise Refused(
-                    f"the trainer did not end within {timeout_s:.0f} s", "trainer-tui status"
-                )
-            yield
+            yield free
         finally:
-            self.exclusive -= 1
+            self.restoring -= 1
+            self.exclusive -= not in_place
             self.poke()
 
     def send(self, message: messages.ToTrainer) -> bool:

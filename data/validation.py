@@ -28,7 +28,7 @@ from trainer_tui.data.row_reader import Limits, read_rows
 from trainer_tui.data.rows import Conversation, RowProblem
 from trainer_tui.data.template import ChatTemplate
 from trainer_tui.data.token_cache import TokenFile, open_tokens
-from trainer_tui.safety import clock, config, durable
+from trainer_tui.safety import clock, config, durable, hashing
 from trainer_tui.safety.errors import DataProblem, NotFound
 
 USER_FILE = "validation.jsonl"
@@ -67,7 +67,7 @@ class ValidationSet:
 
     @cached_property
     def file_sha256(self) -> str:
-        return durable.hash_file(self.path)
+        return hashing.hash_file(self.path)
 
     def conversations(self) -> Iterator[Conversation]:
         """Raises DataProblem: the set's own file was changed."""
@@ -164,7 +164,7 @@ def adopt_user_file(folder: Path, limits: Limits | None = None) -> ValidationSet
     path = folder / USER_FILE
     if not path.is_file():
         return newest
-    digest = durable.hash_file(path)
+    digest = hashing.hash_file(path)
     if newest is not None and newest.meta.by_user and newest.meta.sources == [digest]:
         return newest
     rows = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_tui.engine.checkpoint_files import (
     ImageFile,
@@ -24,7 +24,7 @@ from trainer_tui.engine.checkpoint_files import (
     WriteRequest,
     Written,
 )
-from trainer_tui.engine.images import TensorImage, all_finite, bytes_of, weights_once
+from trainer_tui.engine.images import TensorImage, all_finite, bytes_of
 from trainer_tui.engine.optimizer import MasterAdamW
 from trainer_tui.engine.progress import Identity, Progress, to_manifest
 from trainer_tui.engine.staging import fits_in_memory
@@ -76,22 +76,23 @@ class _UnderWay:
 
 
 class Committer:
-    """One commit at a time. `small_files`: config and tokenizer, the same in every checkpoint."""
+    """One commit at a time. `weights`: the live ones, by their names in the file. `small_files`:
+    config and tokenizer, the same in every checkpoint."""
 
     def __init__(
         self,
         place: Place,
         lock_fd: int,
-        model: nn.Module,
+        weights: dict[str, Tensor],
         optimizer: MasterAdamW,
         small_files: dict[str, bytes],
         identity: Identity,
     ) -> None:
-        self._weights = weights_once(model)
+        self._weights = weights
         self._optimizer = optimizer
         self._identity = identity
         self._small = [SmallFile(name, "model", data) for name, data in small_files.items()]
-        self._device = next(model.parameters()).device
+        self._device = next(iter(weights.values())).device
         on_gpu = self._device.type == "cuda"
         state = optimizer.state_tensors()
         wanted_bytes = bytes_of(self._weights) + bytes_of(state)

@@ -18,6 +18,7 @@ Reason = Literal[
     "stop",
     "skip",
     "asked",
+    "restore",
     "daemon_gone",
     "nan",
     "suspect",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -52,6 +53,11 @@ class Control:
         """The oldest message, without waiting."""
         with self._changed:
             return self._waiting.popleft() if self._waiting else None
+
+    def put_back(self, taken: Sequence[ToTrainer]) -> None:
+        """To be taken again, before everything else, in the order given."""
+        with self._changed:
+            self._waiting.extendleft(reversed(taken))
 
     def wait(self, timeout_s: float | None) -> None:
         """Sleep until something is there to act on, or time is up."""

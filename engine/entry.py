@@ -92,7 +92,7 @@ class _Life:
         from trainer_tui.engine.trainer import Trainer
 
         self._heart.beat(Phase.LOAD)
-        self._trainer = Trainer(self._workspace, config, self._control, self._heart, lock.fd)
+        self._trainer = Trainer(self._workspace, config, self._control, self._heart, lock)
         self._trainer.train()
 
     def report(self, problem: Exception) -> None:

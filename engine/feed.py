@@ -30,7 +30,7 @@ from trainer_tui.engine import deaths, profiles
 from trainer_tui.engine.profiles import Profile
 from trainer_tui.engine.step import TokenMask
 from trainer_tui.safety import config as settings
-from trainer_tui.safety import durable
+from trainer_tui.safety import hashing
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import DataProblem, NotFound
 from trainer_tui.safety.manifest import Cursor
@@ -304,7 +304,7 @@ class Opener:
         if open_existing(cache, key) is None:
             if not data_file.is_file():
                 raise JobRefusal("data_error", f"{train.name}: its data.jsonl is missing")
-            if durable.hash_file(data_file) != train.file_sha256:
+            if hashing.hash_file(data_file) != train.file_sha256:
                 raise JobRefusal(
                     "data_error",
                     f"{train.name} was changed after it was queued",

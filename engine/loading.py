@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from trainer_tui.data.template import ChatTemplate
 from trainer_tui.engine import rng
 from trainer_tui.engine.base_model import carried_files, check_folder, ensure_base_model
-from trainer_tui.engine.checkpoint import OPTIMIZER, STATE
+from trainer_tui.engine.checkpoint import OPTIMIZER, STATE, WEIGHTS
+from trainer_tui.engine.images import weights_once
 from trainer_tui.engine.optimizer import AdamSettings, MasterAdamW, Moments, Precision
 from trainer_tui.engine.progress import Identity, Progress, from_manifest
 from trainer_tui.safety import checkpoints, durable
@@ -54,11 +55,17 @@ class PrecisionPlan:
     micro_batch_tokens: int = 32_768
 
 
+class AnotherShape(Exception):
+    """The checkpoint holds other tensors than the live ones; nothing was changed."""
+
+
 @dataclass(slots=True)
 class Loaded:
-    """A model ready to go on. `state`: what `trainer_state.json` held, {} from the base model."""
+    """A model ready to go on. `weights`: the live ones, by their names in a checkpoint. `state`:
+    what `trainer_state.json` held, {} from the base model."""
 
     model: nn.Module
+    weights: dict[str, Tensor]
     optimizer: MasterAdamW
     template: ChatTemplate
     stop_id: int
@@ -130,9 +137,10 @@ def load(
     progress, state = Progress(), dict[str, Any]()
     if newest is not None:
         _same_tokenizer(newest, identity)
-        progress, state = _resume(newest, optimizer, precision, device, notes)
+        progress, state = _resume(newest, optimizer, precision, device, notes, moved)
     return Loaded(
         model=model,
+        weights=weights_once(model),
         optimizer=optimizer,
         template=template,
         stop_id=report.stop_id,
@@ -144,6 +152,58 @@ def load(
         state=state,
         notes=notes,
     )
+
+
+def load_again(
+    workspace: Workspace, loaded: Loaded, config: Config, moved: Callable[[int], None]
+) -> Loaded:
+    """Load the newest verified checkpoint into a model that is there already: the same tensors
+    hold it afterwards, so whatever was built around them stays.
+
+    Raises:
+        AnotherShape: only `load` can do it; nothing was changed.
+        Refused, Corrupt: as `load`. The live state is of no use then.
+    """
+    durable.sweep_staging(workspace.current_model)
+    newest = checkpoints.newest_verified(workspace.current_model, believe_note=True)
+    if newest is None:
+        raise AnotherShape("no checkpoint is left")
+    notes = _mark_damaged(workspace.current_model, newest)
+    _same_tokenizer(newest, loaded.identity)
+    copy_in(newest.folder / WEIGHTS, loaded.weights, moved)
+    rng.seed_all(config.seed)
+    device = next(iter(loaded.weights.values())).device
+    if newest.manifest.weights_only:
+        loaded.optimizer.forget()
+    progress, state = _resume(newest, loaded.optimizer, loaded.precision, device, notes, moved)
+    return replace(
+        loaded, progress=progress, checkpoint=newest.folder.name, state=state, notes=notes
+    )
+
+
+@torch.no_grad()
+def copy_in(path: Path, live: Mapping[str, Tensor], moved: Callable[[int], None]) -> None:
+    """Overwrite live weights with those of a file, tensor by tensor, in the live types.
+
+    Args:
+        moved: called with the bytes read so far.
+
+    Raises:
+        AnotherShape: the names or shapes differ; nothing was changed.
+        OSError: the file cannot be read; the live weights are a mixture.
+    """
+    try:
+        saved = load_file(path)  # mapped: read as each tensor is copied
+    except SafetensorError as problem:
+        raise AnotherShape(f"{path} cannot be loaded: {problem}") from None
+    shapes = {name: tensor.shape for name, tensor in saved.items()}
+    if shapes != {name: tensor.shape for name, tensor in live.items()}:
+        raise AnotherShape(f"{path.parent.name} has other tensors than the model that trains")
+    done = 0
+    for name, tensor in live.items():
+        tensor.copy_(saved[name])
+        done += saved[name].nbytes
+        moved(done)
 
 
 def _shown_settings(config: Config) -> dict[str, Any]:
@@ -223,6 +283,7 @@ def _resume(
     precision: PrecisionPlan,
     device: torch.device,
     notes: list[str],
+    moved: Callable[[int], None],
 ) -> tuple[Progress, dict[str, Any]]:
     folder, sealed = newest.folder, newest.manifest
     progress = from_manifest(sealed, folder.name)
@@ -246,7 +307,7 @@ def _resume(
             "be used: its optimizer does not fit",
             f'set precision = "{trained}", or restore a version without its optimizer',
         )
-    optimizer.load_state_tensors(load_file(folder / OPTIMIZER, device=str(device)))
+    optimizer.load_state_tensors(load_file(folder / OPTIMIZER), moved)
     notes += rng.restore(state.get("rng", {}), state.get("device", "cpu"), device)
     return progress, state
 

@@ -10,21 +10,25 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import assert_never
 
+from trainer_tui.engine.aside import another_stands, lock_again
 from trainer_tui.engine.commit_policy import Reason
 from trainer_tui.engine.feed import JobRefusal, Opener
 from trainer_tui.engine.measuring import Measuring
 from trainer_tui.engine.saver import Saver
 from trainer_tui.engine.session import Session
+from trainer_tui.engine.states import Aside, Elsewhere, Halted, Hungry, Leaving, State, Training
 from trainer_tui.engine.work import StopFile, Work
 from trainer_tui.safety import manifest
 from trainer_tui.safety.heartbeat import Phase
 from trainer_tui.safety.messages import (
     Committed,
+    HasLetGo,
     JobRefused,
     JobTrained,
+    LetGo,
     NothingWaits,
     Pause,
     Paused,
@@ -35,6 +39,9 @@ from trainer_tui.safety.messages import (
     Skip,
     Stop,
     Stopping,
+    TakenUp,
+    TakeUp,
+    ToTrainer,
     Train,
     WantJob,
     WantRollback,
@@ -42,32 +49,6 @@ from trainer_tui.safety.messages import (
 
 log = logging.getLogger("trainer.loop")
 BUSY_WAIT_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Hungry:
-    """No job in hand; the daemon knows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    work: Work
-
-
-@dataclass(frozen=True, slots=True)
-class Halted:
-    """Paused, with the job that was in hand."""
-
-    work: Work | None
-
-
-@dataclass(frozen=True, slots=True)
-class Leaving:
-    reason: str
-    commit: Reason
-
-
-State = Hungry | Training | Halted | Leaving
 
 
 class Loop:
@@ -79,21 +60,25 @@ class Loop:
         opener: Opener,
         make_work: Callable[..., Work],
         idle_measuring: Callable[[Opener], Measuring],
+        *,
+        halted: bool = False,
     ) -> None:
         self._session = session
         self._opener = opener
         self._make_work = make_work
         self._idle_measuring = idle_measuring
         self._saver = Saver(session)
-        self._state: State = Hungry()
+        self._state: State = Halted(None) if halted else Hungry()
+        self._unheard: list[ToTrainer] = []  # while the model on disk is not ours
         self._offered: deque[Train] = deque()
         self._stop_after_file = False
         ledger = session.workspace.ledger
         listed = manifest.ledger_entries(ledger, session.progress.ledger)
         self._completed = {entry.job_id for entry in listed}
 
-    def run(self) -> None:
-        """Until it is time to leave; everything is committed then.
+    def run(self) -> Elsewhere | None:
+        """Until it is time to leave; everything is committed then. Or until another state is to be
+        loaded: nothing is in hand then, and a new loop goes on.
 
         Raises:
             SaveFailed, NotFinite, TooManyNans: it cannot go on (see entry.py).
@@ -103,11 +88,16 @@ class Loop:
             self._hear()
             match self._state:
                 case Leaving() as leaving:
-                    return self._leave(leaving)
+                    self._leave(leaving)
+                    return None
+                case Elsewhere() as elsewhere:
+                    return elsewhere
                 case Training(work):
                     self._go_on(work)
                 case Hungry() | Halted():
                     self._rest()
+                case Aside() as aside:
+                    self._stand_aside(aside)
                 case _ as never:
                     assert_never(never)
 
@@ -148,13 +138,32 @@ class Loop:
 
     def _rest(self) -> None:
         session = self._session
-        phase = Phase.PAUSED if isinstance(self._state, Halted) else Phase.IDLE
-        if session.heart.phase is not phase:
-            session.heart.beat(phase)
+        self._be_in(Phase.PAUSED if isinstance(self._state, Halted) else Phase.IDLE)
         if self._saver.busy:
             self._saver.poll(BUSY_WAIT_S)
         else:
             session.control.wait(None)
+
+    def _be_in(self, phase: Phase) -> None:
+        if self._session.heart.phase is not phase:
+            self._session.heart.beat(phase)
+
+    def _stand_aside(self, aside: Aside) -> None:
+        """Everything is committed first. That begins at once and waits for nothing else: when it
+        turns out that nothing will be restored, training goes on beside the commit."""
+        session, saver = self._session, self._saver
+        if aside.free:
+            self._be_in(Phase.PAUSED)
+            session.control.wait(None)
+        elif saver.busy:
+            self._be_in(Phase.PERSIST)
+            saver.poll(BUSY_WAIT_S)
+        elif saver.anything_unsaved:
+            saver.begin("restore")
+        else:
+            session.lock.let_go()
+            self._state = replace(aside, free=True)
+            session.control.say(HasLetGo(session.progress.global_step))
 
     def _leave(self, leaving: Leaving) -> None:
         session = self._session
@@ -166,7 +175,9 @@ class Loop:
 
     def _hear(self) -> None:
         control = self._session.control
-        while not isinstance(self._state, Leaving):
+        while control.urgent and not isinstance(self._state, Leaving | Elsewhere):
+            if self._read_late():
+                continue
             if control.daemon_gone:
                 self._state = Leaving("the daemon is gone", "daemon_gone")
             elif control.stop_signal:
@@ -176,7 +187,20 @@ class Loop:
             else:
                 return
 
-    def _obey(self, message: object) -> None:
+    def _read_late(self) -> bool:
+        """What the last step's figures decide comes before what is asked; whether they decided."""
+        if isinstance(self._state, Training):
+            work = self._state.work
+            try:
+                work.read_all()
+            except StopFile as stop:
+                self._stopped_by(work, stop)
+                return True
+        return False
+
+    def _obey(self, message: ToTrainer) -> None:
+        if isinstance(self._state, Aside):
+            return self._obey_aside(self._state, message)
         match message:
             case Train():
                 self._offer(message)
@@ -194,8 +218,46 @@ class Loop:
                 self._save_now(evaluate_whole)
             case Reconfigure(values):
                 self._session.reconfigure(values)
+            case LetGo():
+                if isinstance(self._state, Hungry | Training | Halted):
+                    self._state = Aside(self._state)
+            case TakeUp():
+                log.warning("asked to take up what was not let go of")
+            case _ as never:
+                assert_never(never)
+
+    def _obey_aside(self, aside: Aside, message: ToTrainer) -> None:
+        """What might commit or train waits until the model on disk is ours again."""
+        match message:
+            case TakeUp():
+                self._take_up(aside)
+            case LetGo():
+                if aside.free:
+                    self._session.control.say(HasLetGo(self._session.progress.global_step))
+            case Stop(after_file=False):
+                self._state = Leaving("stopped", "stop")
+            case Reconfigure(values):
+                self._session.reconfigure(values)
             case _:
-                log.error("nothing is known of %r", message)
+                self._unheard.append(message)
+
+    def _take_up(self, aside: Aside) -> None:
+        session = self._session
+        if aside.free and not lock_again(session):
+            return  # it has to leave, and will hear why
+        loads = aside.free and another_stands(session)
+        session.control.say(TakenUp(session.progress.global_step, loads))
+        unheard, self._unheard = self._unheard, []
+        session.control.put_back(unheard)
+        session.meter.interrupted()
+        match aside.before:
+            case Training(work) | Halted(Work() as work) if loads:
+                work.close()
+            case Training():
+                session.heart.beat(Phase.MICRO_STEP)
+            case _:
+                pass
+        self._state = Elsewhere(isinstance(aside.before, Halted)) if loads else aside.before
 
     def _offer(self, train: Train) -> None:
         if isinstance(self._state, Hungry):

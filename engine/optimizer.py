@@ -18,7 +18,7 @@ by global norm as in `torch.nn.utils.clip_grad_norm_`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, Protocol
@@ -233,8 +233,20 @@ class MasterAdamW:
         return self._update.state()
 
     @torch.no_grad()
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def forget(self) -> None:
+        """Be as new: no moments, no steps, and master weights that are the weights."""
+        for tensor in self._update.state().values():
+            tensor.zero_()
+        self._update.restored()
+
+    @torch.no_grad()
+    def load_state_tensors(
+        self, tensors: Mapping[str, Tensor], moved: Callable[[int], None] = lambda done: None
+    ) -> None:
         """Copy saved state in, bit for bit.
+
+        Args:
+            moved: called with the bytes copied so far.
 
         Raises:
             Corrupt: tensors are missing, surplus, or of another type or shape; all are listed
@@ -255,6 +267,9 @@ class MasterAdamW:
                 "The optimizer's state does not fit: " + "; ".join(faults) + ".",
                 "Restore another checkpoint, or start from the weights alone with a warm-up.",
             )
+        done = 0
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
+            done += tensor.nbytes
+            moved(done)
         self._update.restored()

@@ -27,6 +27,7 @@ from trainer_tui.engine.step import Stepper
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.heartbeat import HeartbeatWriter
+from trainer_tui.safety.locks import Lock
 from trainer_tui.safety.messages import Said
 from trainer_tui.safety.workspace import Workspace
 
@@ -44,7 +45,8 @@ class Boundary:
 
 @dataclass(slots=True)
 class Session:
-    """One trainer's life. `saved_step`: global step of the newest commit."""
+    """One trainer's life. `saved_step`: global step of the newest commit. `lock`: on the model on
+    disk; nothing is committed without it."""
 
     workspace: Workspace
     config: Config
@@ -58,6 +60,7 @@ class Session:
     progress: Progress
     watch: Watch
     saved_step: int
+    lock: Lock
     pinned: dict[int, Pinned] = field(default_factory=dict)
     last_good: Boundary | None = None
     read_late_figures: Callable[[], None] = lambda: None
@@ -77,6 +80,15 @@ class Session:
             "watch": boundary.watch.as_dict(),
             "pinned": {str(j): p.as_dict() for j, p in self.pinned.items() if j in started},
         }
+
+    def adopt(self, loaded: Loaded) -> None:
+        """Go on from another state, which the live tensors hold by now. Raises Corrupt."""
+        self.loaded, self.progress = loaded, loaded.progress
+        self.saved_step = self.heart.global_step = loaded.progress.global_step
+        self.watch, self.pinned, self.last_good = Watch(), {}, None
+        self.read_late_figures = lambda: None
+        self.meter.interrupted()
+        self.adopt_state(loaded.state)
 
     def adopt_state(self, state: dict[str, Any]) -> None:
         """Take up what `state_of` wrote; nothing to take up after a weights-only restore."""

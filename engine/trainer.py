@@ -25,20 +25,22 @@ from trainer_tui.engine.fast_blocks import compile_where_it_helps
 from trainer_tui.engine.feed import Job, Opener, Pinned, rendered
 from trainer_tui.engine.head_loss import verify_head
 from trainer_tui.engine.incidents import Watch
-from trainer_tui.engine.loading import Loaded, PrecisionPlan, load
+from trainer_tui.engine.loading import AnotherShape, Loaded, PrecisionPlan, load, load_again
 from trainer_tui.engine.loop import Loop
 from trainer_tui.engine.measuring import Measuring
 from trainer_tui.engine.metrics import Meter, Sink, open_sinks
 from trainer_tui.engine.profiles import Profile
 from trainer_tui.engine.saver import Saver
 from trainer_tui.engine.session import Session
+from trainer_tui.engine.states import Elsewhere
 from trainer_tui.engine.step import Stepper
 from trainer_tui.engine.work import TooManyNans, Work
 from trainer_tui.safety import durable
 from trainer_tui.safety.config import Config, config_hash
 from trainer_tui.safety.errors import TrainerTuiError
 from trainer_tui.safety.heartbeat import HeartbeatWriter, Phase
-from trainer_tui.safety.messages import Ready
+from trainer_tui.safety.locks import Lock
+from trainer_tui.safety.messages import Ready, Stopping
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("trainer")
@@ -60,7 +62,7 @@ class Trainer:
         config: Config,
         control: Control,
         heart: HeartbeatWriter,
-        lock_fd: int,
+        lock: Lock,
     ) -> None:
         self._workspace = workspace
         self._work: Work | None = None
@@ -68,26 +70,27 @@ class Trainer:
         _quiet_transformers()
         device = pick_device(config)
         loaded = load(workspace, config, device, lambda moved: heart.beat(bytes_written=moved))
-        self._session = session = self._assemble(config, control, heart, lock_fd, device, loaded)
+        self._session = session = self._assemble(config, control, heart, lock, device, loaded)
         session.adopt_state(loaded.state)
         attention = self._prepare_model()
         self._sinks, note = open_sinks(config.tensorboard, workspace.logs / "tensorboard")
         loaded.notes += [note] if note else []
         self._budget = Budget(config.validation.time_share)
-        self._ready(attention)
+        self._attention = attention
+        self._ready()
 
     def _assemble(
         self,
         config: Config,
         control: Control,
         heart: HeartbeatWriter,
-        lock_fd: int,
+        lock: Lock,
         device: torch.device,
         loaded: Loaded,
     ) -> Session:
         place = Place(self._workspace.current_model, self._workspace.ledger)
         committer = Committer(
-            place, lock_fd, loaded.model, loaded.optimizer, loaded.small_files, loaded.identity
+            place, lock.fd, loaded.weights, loaded.optimizer, loaded.small_files, loaded.identity
         )
         stepper = stepper_of(loaded, config, device)
         stepper.between = lambda index: heart.beat(Phase.MICRO_STEP, micro_step=index)
@@ -106,6 +109,7 @@ class Trainer:
             progress=loaded.progress,
             watch=Watch(),
             saved_step=loaded.progress.global_step,
+            lock=lock,
         )
 
     def _prepare_model(self) -> str:
@@ -119,7 +123,9 @@ class Trainer:
             verify_head(loaded.model)
         if on_gpu:
             session.heart.beat(Phase.COMPILE)
-            compile_where_it_helps(loaded.model, session.device, loaded.precision.memory_budget)
+            budget = loaded.precision.memory_budget
+            if slower := compile_where_it_helps(loaded.model, session.device, budget):
+                session.tell("warning", "trainer", slower, hint="report this, with the card's name")
             vocabulary = int(loaded.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
             remembered = _Remembered(self._workspace, session)
             session.stepper.micro_batch_tokens = remembered.limit(
@@ -132,7 +138,7 @@ class Trainer:
             remembered.note()
         return attention
 
-    def _ready(self, attention: str) -> None:
+    def _ready(self) -> None:
         session, loaded = self._session, self._session.loaded
         session.heart.beat(Phase.IDLE)
         session.control.say(
@@ -142,7 +148,7 @@ class Trainer:
                 checkpoint=loaded.checkpoint,
                 device=session.device.type,
                 precision=loaded.precision.name,
-                attention=attention,
+                attention=self._attention,
                 parameters=sum(p.numel() for p in loaded.model.parameters()),
                 tokens=session.progress.tokens,
                 config_hash=config_hash(session.config),
@@ -158,7 +164,12 @@ class Trainer:
             self._workspace, session.config, loaded.template, loaded.stop_id, session.heart.beat
         )
         try:
-            Loop(session, opener, self._make_work, self._idle_measuring).run()
+            going: Elsewhere | None = Elsewhere(halted=False)
+            while going is not None:
+                make = self._make_work, self._idle_measuring
+                going = Loop(session, opener, *make, halted=going.halted).run()
+                if going is not None and not self._load_again():
+                    going = None
         except TooManyNans:
             # The updates were skipped, so the weights are still those of the last good boundary.
             session.read_late_figures = lambda: None
@@ -170,6 +181,27 @@ class Trainer:
             raise NanStop(
                 "the weights hold a NaN or an infinity; this state was not committed"
             ) from None
+
+    def _load_again(self) -> bool:
+        """Go on from the newest checkpoint, in this process: the model, its proofs and what was
+        compiled stay. False when it does not fit, and only a new process can go on from it."""
+        session, heart = self._session, self._session.heart
+        self._work = None
+        heart.beat(Phase.LOAD)
+        try:
+            loaded = load_again(
+                self._workspace,
+                session.loaded,
+                session.config,
+                lambda moved: heart.beat(bytes_written=moved),
+            )
+        except AnotherShape as problem:
+            reason = f"a new process goes on: {problem}"
+            session.control.say(Stopping(session.progress.global_step, reason))
+            return False
+        session.adopt(loaded)
+        self._ready()
+        return True
 
     def _make_work(self, job: Job) -> Work:
         session = self._session

@@ -29,7 +29,7 @@ from trainer_tui.queue.job import (
     decode_meta,
     parse_directory_name,
 )
-from trainer_tui.safety import durable
+from trainer_tui.safety import durable, hashing
 from trainer_tui.safety.errors import DataProblem, Refused
 from trainer_tui.safety.text import file_name_text, printable
 from trainer_tui.safety.workspace import Workspace
@@ -253,7 +253,7 @@ def copy_into(path: Path, staged: Path, limits: Limits) -> Copied:
             if not is_compressed(head):
                 _refuse_endless_line(fd, before.st_size, limits)
             if not is_compressed(head) and durable.clone(fd, target, 0o400):
-                sha256, size = durable.hash_file(target), target.stat().st_size
+                sha256, size = hashing.hash_file(target), target.stat().st_size
             else:
                 sha256, size = durable.write_hashed(plain_chunks(stream, limits), target, 0o400)
         after = os.fstat(fd)

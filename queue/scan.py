@@ -24,7 +24,7 @@ from trainer_tui.queue.job import (
     directory_name,
     parse_directory_name,
 )
-from trainer_tui.safety import clock, durable
+from trainer_tui.safety import clock, durable, hashing
 from trainer_tui.safety.text import printable
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS
 
@@ -140,7 +140,7 @@ def _rebuilt(job: Job, queue: Path) -> Meta:
     bare = Meta(id=job.id, original_name=job.safe_name, priority=priority)
     try:
         size = data.stat().st_size
-        return msgspec.structs.replace(bare, bytes=size, file_sha256=durable.hash_file(data))
+        return msgspec.structs.replace(bare, bytes=size, file_sha256=hashing.hash_file(data))
     except OSError:
         return bare
 
@@ -173,7 +173,7 @@ def check_data(job: Job, queue: Path) -> Finding | None:
     if not job.meta.file_sha256:
         return None
     try:
-        same = durable.hash_file(job.path(queue) / DATA_NAME) == job.meta.file_sha256
+        same = hashing.hash_file(job.path(queue) / DATA_NAME) == job.meta.file_sha256
     except OSError as problem:
         return Finding("damaged", job.id, f"{named}: its {DATA_NAME} cannot be read: {problem}")
     if same:

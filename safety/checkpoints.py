@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer_tui.safety import durable, manifest, proofs
+from trainer_tui.safety import durable, hashing, manifest, proofs
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import FileEntry, Manifest, Role
 
@@ -70,14 +71,21 @@ def verify(folder: Path) -> Manifest:
     return sealed
 
 
-def verify_file(folder: Path, entry: FileEntry) -> None:
-    """Raises Corrupt."""
+def verify_file(
+    folder: Path, entry: FileEntry, should_stop: Callable[[], bool] | None = None
+) -> None:
+    """Compare size and hash.
+
+    Raises:
+        Corrupt: it is another one, or none.
+        GaveWay: `should_stop` said so.
+    """
     path = folder / entry.name
     try:
         size = path.lstat().st_size
         if size != entry.bytes:
             raise Corrupt(f"{folder.name}: {entry.name} has {size} bytes, not {entry.bytes}")
-        if durable.hash_file(path) != entry.sha256:
+        if hashing.hash_file(path, should_stop) != entry.sha256:
             raise Corrupt(f"{folder.name}: {entry.name} does not match its hash")
     except FileNotFoundError:
         raise Corrupt(f"{folder.name}: {entry.name} is missing") from None
@@ -124,7 +132,7 @@ def newest_verified(current_model: Path, *, believe_note: bool = False) -> Newes
 def entry_for(folder: Path, name: str, role: Role) -> FileEntry:
     """Describe a file already written into a staging folder (reads it back to hash it)."""
     path = folder / name
-    return FileEntry(name, path.stat().st_size, durable.hash_file(path), role)
+    return FileEntry(name, path.stat().st_size, hashing.hash_file(path), role)
 
 
 def commit(staging: Path, final: Path, sealed: bytes) -> None:

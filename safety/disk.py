@@ -108,7 +108,8 @@ def reclaim(
             offer.free()
             before, free = free, measure()
             without_effect = 0 if free > before else without_effect + 1
-            freed.append(Freed(owner.name, offer.what, offer.why, free - before))
+            # Others write meanwhile: less than nothing was not given back.
+            freed.append(Freed(owner.name, offer.what, offer.why, max(0, free - before)))
     return freed
 
 

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from trainer_tui.safety import hashing
+
 STAGING_PREFIX = ".staging-"
 COPY_CHUNK_BYTES = 1 << 20
 HASHED_CHUNK_BYTES = 8 << 20
@@ -100,7 +102,8 @@ def write_new_hashed(
 ) -> str:
     """Like `write_new`, hashing the very bytes handed to the kernel; for large buffers.
 
-    A chunk is hashed while it is written; `data` must not change meanwhile.
+    Hashing goes beside writing and flushing, so the slower of the two is all it takes; `data` must
+    not change meanwhile.
 
     Args:
         progress: called with the size of each chunk once the kernel took it.
@@ -114,24 +117,22 @@ def write_new_hashed(
     """
     _operation("create", path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    digest = hashlib.sha256()
     try:
         with ThreadPoolExecutor(1) as beside:
-            for start in range(0, len(data), HASHED_CHUNK_BYTES):
+            hashed = beside.submit(hashlib.sha256, data)
+            for number, start in enumerate(range(0, len(data), HASHED_CHUNK_BYTES), 1):
                 chunk = data[start : start + HASHED_CHUNK_BYTES]
-                hashed = beside.submit(digest.update, chunk)
                 _write_all(fd, chunk)
-                if (start // HASHED_CHUNK_BYTES + 1) % CHUNKS_PER_FLUSH == 0:
+                if number % CHUNKS_PER_FLUSH == 0:
                     os.fdatasync(fd)  # else one fsync at the end could be silent for minutes
-                hashed.result()
                 progress(len(chunk))
-        sync_file(fd, path)
+            sync_file(fd, path)
+            return hashed.result().hexdigest()
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
-    return digest.hexdigest()
 
 
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -346,7 +347,7 @@ def share(source: Path, target: Path) -> str:
         copied, _ = copy_hashed(fd, target, stat.S_IMODE(os.fstat(fd).st_mode))
     finally:
         os.close(fd)
-    if hash_file(target) != copied:
+    if hashing.hash_file(target) != copied:
         target.unlink()
         raise OSError(errno.EIO, f"{target} reads back differently from what was written")
     return "copy"
@@ -378,12 +379,6 @@ _DAMAGE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ELOOP, errno.ENOTDIR, 
 def is_damage(problem: OSError) -> bool:
     """Is the medium bad, or what stands on it? A lack of room, rights or memory is not damage."""
     return problem.errno in _DAMAGE
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file's content, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sweep_staging(directory: Path) -> list[Path]:

@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer_tui.safety.errors import Locked
+
 
 @dataclass(frozen=True, slots=True)
 class Lock:
@@ -34,6 +36,24 @@ class Lock:
 
     def release(self) -> None:
         os.close(self.fd)
+
+    def let_go(self) -> None:
+        """Let somebody else have it, for all who share the descriptor; `take_again` follows."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def take_again(self) -> bool:
+        """False while another process holds it.
+
+        Raises:
+            Locked: the file was replaced meanwhile, so that its name leads to another lock.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if not self.still_ours():
+            raise Locked(f"{self.path} was replaced by another file", "leave lock files alone")
+        return True
 
 
 def acquire(path: Path, *, wait: bool = False) -> Lock | None:

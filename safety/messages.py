@@ -73,6 +73,16 @@ class SaveNow(_Message, frozen=True, tag="save_now"):
     evaluate_whole: bool = False
 
 
+class LetGo(_Message, frozen=True, tag="let_go"):
+    """A version is to be restored: finish the step, commit, let go of the `.writer` lock, and wait.
+    Answered by `HasLetGo`; `TakeUp` or `Stop` follows."""
+
+
+class TakeUp(_Message, frozen=True, tag="take_up"):
+    """Take the lock again and go on: from memory, or from the newest checkpoint when that is no
+    longer the trainer's own. Answered by `TakenUp`."""
+
+
 class Reconfigure(_Message, frozen=True, tag="reconfigure"):
     """Live keys only; the rest of the config is frozen for the trainer's life."""
 
@@ -193,6 +203,20 @@ class Resumed(_Message, frozen=True, tag="resumed"):
     global_step: int
 
 
+class HasLetGo(_Message, frozen=True, tag="has_let_go"):
+    """Everything is committed, and anybody may commit another state."""
+
+    global_step: int
+
+
+class TakenUp(_Message, frozen=True, tag="taken_up"):
+    """With `loads` another state is being loaded: the job in hand is put down, and `Ready` and
+    `WantJob` follow as after a start. Otherwise training goes on as it was."""
+
+    global_step: int
+    loads: bool = False
+
+
 class Stopping(_Message, frozen=True, tag="stopping"):
     """The last message: exit 0 follows."""
 
@@ -221,7 +245,9 @@ class Failed(_Message, frozen=True, tag="failed"):
     stack: str = ""
 
 
-ToTrainer = Train | NothingWaits | Pause | Resume | Stop | Skip | SaveNow | Reconfigure
+ToTrainer = (
+    Train | NothingWaits | Pause | Resume | Stop | Skip | SaveNow | LetGo | TakeUp | Reconfigure
+)
 FromTrainer = (
     Ready
     | WantJob
@@ -234,6 +260,8 @@ FromTrainer = (
     | Committed
     | Paused
     | Resumed
+    | HasLetGo
+    | TakenUp
     | Stopping
     | Said
     | Failed

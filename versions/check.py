@@ -8,6 +8,7 @@ that a disk does afterwards is found by `verify` alone, which never believes the
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -135,14 +136,20 @@ class Proof:
         }
 
 
-def prove(folder: Path, verified: Verified | None = None) -> Manifest:
+def prove(
+    folder: Path,
+    verified: Verified | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Manifest:
     """Hash every file (several at a time) and open every tensor of a committed folder.
 
     Args:
         verified: skip files known from it and teach it the others; None hashes everything.
+        should_stop: asked every few MB.
 
     Raises:
         Corrupt: the first thing that does not match, in one sentence.
+        GaveWay: `should_stop` said so; what was proven by then is remembered.
     """
     sealed = manifest.read(folder)
     for entry in sealed.files:
@@ -150,23 +157,30 @@ def prove(folder: Path, verified: Verified | None = None) -> Manifest:
     small = [entry for entry in sealed.files if entry.bytes < WORTH_A_THREAD_BYTES]
     large = [entry for entry in sealed.files if entry.bytes >= WORTH_A_THREAD_BYTES]
     for entry in small:
-        _prove_file(folder, entry, verified)
+        _prove_file(folder, entry, verified, should_stop)
     if large:
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            outcomes = [pool.submit(_prove_file, folder, entry, verified) for entry in large]
+            outcomes = [
+                pool.submit(_prove_file, folder, entry, verified, should_stop) for entry in large
+            ]
         for outcome in outcomes:
             outcome.result()
     return sealed
 
 
-def _prove_file(folder: Path, entry: FileEntry, verified: Verified | None) -> None:
+def _prove_file(
+    folder: Path,
+    entry: FileEntry,
+    verified: Verified | None,
+    should_stop: Callable[[], bool] | None,
+) -> None:
     path = folder / entry.name
     if verified is not None and verified.knows(path, entry):
         return
     try:
         if path.is_symlink():
             raise Corrupt(f"{folder.name}: {entry.name} is a link, not a file")
-        verify_file(folder, entry)
+        verify_file(folder, entry, should_stop)
         if path.suffix == ".safetensors":
             open_tensors(path)
     except Corrupt:
@@ -194,22 +208,34 @@ def open_tensors(path: Path) -> int:
                 part.get_shape()
                 part.get_dtype()
             return len(names)
+    except FileNotFoundError:
+        raise Corrupt(f"{path.parent.name}: {path.name} is missing") from None
     except SafetensorError as problem:
         raise Corrupt(f"{path.parent.name}: {path.name} holds no tensors: {problem}") from None
 
 
-def prove_version(folder: Path, verified: Verified | None = None) -> Manifest:
-    """`prove` for a version: its record and, when it has one, its optimizer part too.
+def prove_version(
+    folder: Path,
+    verified: Verified | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Manifest:
+    """`prove` for a version: its record and, when it has one, its optimizer part too. One whose
+    optimizer is let go of meanwhile is sound without it.
 
     Raises:
         Corrupt: the first thing that does not match.
+        GaveWay: as `prove`.
     """
     record = read_version(folder)
-    sealed = prove(folder, verified)
+    sealed = prove(folder, verified, should_stop)
     if record.manifest_sha256 != sealed.sha256:
         raise Corrupt(f"{folder.name}: its record belongs to another manifest")
     if has_optimizer(folder):
-        prove(folder / OPTIMIZER_PART, verified)
+        try:
+            prove(folder / OPTIMIZER_PART, verified, should_stop)
+        except Corrupt:
+            if has_optimizer(folder):
+                raise
     return sealed
 
 

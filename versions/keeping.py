@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from trainer_tui.safety import checkpoints, clock, durable, manifest
+from trainer_tui.safety import checkpoints, clock, durable, hashing, manifest
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.disk import exclusive_bytes
 from trainer_tui.safety.errors import Corrupt, Refused
@@ -115,7 +115,7 @@ def apply(
     """Let go of what is beyond the policy. Hashes new folders first: call from a thread.
 
     Args:
-        should_stop: asked between two folders; then nothing more is hashed and nothing goes.
+        should_stop: asked every few MB; then nothing more is hashed and nothing goes.
 
     Returns:
         What went, for the event log.
@@ -160,7 +160,10 @@ def proven(
         for path in doubtful:
             if should_stop():
                 break
-            _prove(layout, path, verified)
+            try:
+                _prove(layout, path, verified, should_stop)
+            except hashing.GaveWay:
+                break
             examined.add(path)
     return ()
 
@@ -169,13 +172,13 @@ def _looks_sound(path: Path) -> bool:
     return check.look(path).state == "ok"
 
 
-def _prove(layout: Layout, path: Path, verified: Verified) -> None:
-    """Mark it as damaged when it is."""
+def _prove(layout: Layout, path: Path, verified: Verified, should_stop: Callable[[], bool]) -> None:
+    """Mark it as damaged when it is. Raises GaveWay."""
     try:
         if path.parent == layout.versions:
-            check.prove_version(path, verified)
+            check.prove_version(path, verified, should_stop)
         else:
-            check.prove(path, verified)
+            check.prove(path, verified, should_stop)
     except Corrupt as problem:
         if path.is_dir():
             check.mark_damaged(layout, path.name, problem.message)

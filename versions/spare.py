@@ -8,7 +8,7 @@ are never offered.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,13 +90,21 @@ class _Links:
 
 
 class VersionsOwner:
-    """An owner for `disk.reclaim`. Hashes what is kept before it offers anything committed."""
+    """An owner for `disk.reclaim`. Hashes what is kept before it offers anything committed.
+
+    `in_use`: names of folders that somebody restores from just now; they stay.
+    """
 
     name = "versions"
 
     def __init__(
-        self, workspace: Workspace, config: Config, now: Callable[[], str] = clock.now_iso
+        self,
+        workspace: Workspace,
+        config: Config,
+        now: Callable[[], str] = clock.now_iso,
+        in_use: Collection[str] = (),
     ) -> None:
+        self._in_use = in_use
         self._layout = Layout(workspace)
         self._config = config
         self._now = now
@@ -116,10 +124,16 @@ class VersionsOwner:
 
     def _by_policy(self, found: Survey) -> Plan:
         policy = self._config.retention
-        return retention.plan(found.checkpoints, found.versions, policy, found.emergencies)
+        plan = retention.plan(found.checkpoints, found.versions, policy, found.emergencies)
+        return self._sparing(plan)
 
     def _for_space(self, found: Survey) -> Plan:
-        return retention.for_space(found.checkpoints, found.versions, found.emergencies)
+        plan = retention.for_space(found.checkpoints, found.versions, found.emergencies)
+        return self._sparing(plan)
+
+    def _sparing(self, plan: Plan) -> Plan:
+        go = tuple(decision for decision in plan.go if decision.path.name not in self._in_use)
+        return replace(plan, go=go)
 
     def _next(
         self, decide: Callable[[Survey], Plan], tried: set[tuple[Path, str]]

@@ -57,7 +57,7 @@ Versions: TypeAlias = list[Version]  # the class has a method of that name
 
 class VersionStore:
     """One workspace's versions. The disk is the truth; only the last proof is remembered, for
-    a moment, so that verifying and then restoring reads the files once."""
+    a moment, so that verifying and then restoring reads the files once. `in_use`: see `hold`."""
 
     def __init__(self, workspace: Workspace, now: Callable[[], str] = clock.now_iso) -> None:
         self.workspace = workspace
@@ -65,6 +65,7 @@ class VersionStore:
         self._now = now
         self._recent = Verified(None)
         self._recent_until_s = 0.0
+        self.in_use: set[str] = set()
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -225,7 +226,7 @@ class VersionStore:
             Corrupt: the version is damaged; nothing was changed.
         """
         with self._going_back(wait_s):
-            return self._restore(self.get(number), weights_only, reason or "restore")
+            return self._restore(number, weights_only, reason or "restore")
 
     def rollback(self, *, weights_only: bool = False, wait_s: float = 0.0) -> Restored:
         """Restore the version before the current state (see `line.previous`).
@@ -235,7 +236,7 @@ class VersionStore:
             Corrupt: that version is damaged; it is marked, and a second rollback goes past it.
         """
         with self._going_back(wait_s):
-            return self._restore(self.rollback_target(), weights_only, "rollback")
+            return self._restore(self.rollback_target().number, weights_only, "rollback")
 
     def restore_emergency(self, number: int, *, wait_s: float = 0.0) -> Restored:
         """Undo a restore: commit an emergency backup again. Raises as `restore`."""
@@ -244,6 +245,11 @@ class VersionStore:
             source = Source(found.name, found.folder, None, None, "restore")
             why = f"before {found.name} was restored"
             return self._commit_again(source, why)
+
+    def hold(self, name: str) -> None:
+        """Nobody lets go of this version or emergency backup, as long as it is `in_use`."""
+        with exclusive(self.layout):  # whoever lets something go decides and acts under this lock
+            self.in_use.add(name)
 
     @contextlib.contextmanager
     def _going_back(self, wait_s: float) -> Iterator[None]:
@@ -254,11 +260,20 @@ class VersionStore:
         ):
             yield
 
-    def _restore(self, version: Version, weights_only: bool, reason: str) -> Restored:
+    def restorable(self, number: int, *, weights_only: bool = False) -> Version:
+        """The version, unless a cheap look says already that a restore will refuse it.
+
+        Raises NotFound, Corrupt.
+        """
+        version = self.get(number)
         only_marked = check.look(version.folder).state == "ok" and version.record is not None
         if version.state != "ok" and not (weights_only and only_marked):  # it is proven again
             hint = "choose another one: trainer-tui versions list"
             raise Corrupt(f"{version.name} is {version.state}: {version.problem}", hint)
+        return version
+
+    def _restore(self, number: int, weights_only: bool, reason: str) -> Restored:
+        version = self.restorable(number, weights_only=weights_only)
         part = None if weights_only else restoring.optimizer_part(version.folder)
         source = Source(version.name, version.folder, part, version.number, reason)
         why = f"before {version.name} was restored"

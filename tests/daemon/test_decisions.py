@@ -22,7 +22,16 @@ from trainer_tui.daemon.decide import (
 from trainer_tui.daemon.figures import Figures
 from trainer_tui.queue.line import Work
 from trainer_tui.safety import crash
-from trainer_tui.safety.messages import Failed, NothingWaits, Pause, Resume, StepDone, Stop
+from trainer_tui.safety.messages import (
+    Failed,
+    LetGo,
+    NothingWaits,
+    Pause,
+    Resume,
+    StepDone,
+    Stop,
+    TakeUp,
+)
 
 READY = Present(ready=True)
 HUNGRY = Present(ready=True, hungry=True)
@@ -36,7 +45,6 @@ HUNGRY = Present(ready=True, hungry=True)
         (Facts("run", Absent(3.0), work=True), Nothing()),
         (Facts("run", Absent(), work=True, blocker="no model"), Nothing()),
         (Facts("run", Absent(), work=True, hold="hot"), Nothing()),
-        (Facts("run", Absent(), work=True, exclusive=True), Nothing()),
         (Facts("run", Absent(), work=True, ending=True), Nothing()),
         (Facts("pause", Absent(), work=True), Nothing()),
         (Facts("stopped", Absent(), work=True), Nothing()),
@@ -62,7 +70,21 @@ HUNGRY = Present(ready=True, hungry=True)
         (Facts("pause", Present(True, paused=True), release=True), Send(Pause(release=True))),
         (Facts("pause", HUNGRY, work=True), Send(Pause())),
         (Facts("stopped", READY), Send(Stop())),
-        (Facts("stop_after_file", READY), Send(Stop(after_file=True))),
+        (Facts("stop_after_file", READY, in_hand=True), Send(Stop(after_file=True))),
+        (Facts("stop_after_file", READY, started_work=True), Nothing()),
+        (Facts("stop_after_file", Present(False), started_work=True), Nothing()),
+        (Facts("stop_after_file", HUNGRY, work=True, started_work=True), Offer()),
+        (Facts("stop_after_file", HUNGRY, work=True), Send(Stop(after_file=True))),
+        (Facts("run", Absent(), work=True, restoring=True), Nothing()),
+        (Facts("run", READY, work=True, restoring=True), Send(LetGo())),
+        (Facts("pause", Present(True, paused=True), restoring=True), Send(LetGo())),
+        (Facts("run", Present(True, asked="let_go"), restoring=True), Nothing()),
+        (Facts("run", Present(False), work=True, restoring=True), Send(Stop())),
+        (Facts("run", READY, work=True, restoring=True, exclusive=True), Send(Stop())),
+        (Facts("stopped", Present(True, asked="let_go"), restoring=True), Send(Stop())),
+        (Facts("run", Present(True, asked="stop"), restoring=True), Nothing()),
+        (Facts("run", Present(True, asked="let_go", aside=True), work=True), Send(TakeUp())),
+        (Facts("pause", Present(True, asked="let_go", aside=True)), Send(TakeUp())),
         (Facts("stop_after_file", Present(True, asked="stop_after_file")), Nothing()),
     ],
 )

@@ -73,9 +73,13 @@ def test_restore_of_a_damaged_version_is_refused_and_training_goes_on(daemon):
 def test_a_pause_holds_over_a_restore(daemon):
     number = make(daemon, "v")["number"]
     daemon.post("/v1/training/pause")
+    daemon.until_training("paused")
+    trainer = daemon.training()["trainer_pid"]
     answer = daemon.post(f"/v1/versions/{number}/restore", timeout_s=60)
-    assert answer["status"]["training"]["state"] == "paused"
-    assert answer["status"]["training"]["trainer_pid"] is None
+    daemon.until_training("paused")
+    now = daemon.training()
+    assert now["trainer_pid"] == trainer, "it keeps the model, and its place on the card"
+    assert now["global_step"] == answer["restored"]["global_step"]
     daemon.post("/v1/training/resume")
     daemon.until_training("training")
 

@@ -19,7 +19,7 @@ from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.rows import RowProblem
 from trainer_tui.data.template import ChatTemplate
 from trainer_tui.data.token_cache import TokenFile, evict, open_existing, open_tokens, token_key
-from trainer_tui.safety import durable
+from trainer_tui.safety import durable, hashing
 from trainer_tui.safety.config import Intake
 
 Load = Callable[..., ChatTemplate]
@@ -36,7 +36,7 @@ def data_file(tmp_path: Path) -> Path:
 
 
 def opened(data_file: Path, template: ChatTemplate, cache: Path, **more) -> TokenFile:
-    sha256 = durable.hash_file(data_file)
+    sha256 = hashing.hash_file(data_file)
     options = more.pop("options", OPTIONS)
     return open_tokens(data_file, sha256, template, options, cache, Intake(), **more)
 
@@ -114,7 +114,7 @@ def test_killed_while_building_leaves_nothing_that_opens(
     data_file: Path, load_family: Load, tmp_path: Path
 ) -> None:
     template = load_family("chatml")
-    key = token_key(durable.hash_file(data_file), template, OPTIONS)
+    key = token_key(hashing.hash_file(data_file), template, OPTIONS)
     operations = 0
     while True:
         operations += 1

@@ -20,7 +20,7 @@ from trainer_tui.data.validation import (
     holdout_count,
     split_documents,
 )
-from trainer_tui.safety import durable
+from trainer_tui.safety import hashing
 from trainer_tui.safety.config import Intake, Validation
 from trainer_tui.safety.errors import DataProblem, NotFound
 
@@ -36,7 +36,7 @@ def files(tmp_path: Path, load_family: Callable[..., ChatTemplate]):
         path = tmp_path / f"{number}.jsonl"
         lines = [_row(f"{number} and {row}?", f"It is {row}.") for row in range(rows)]
         path.write_text("\n".join(lines) + "\n")
-        sha256 = durable.hash_file(path)
+        sha256 = hashing.hash_file(path)
         cache = tmp_path / "cache"
         return path, sha256, open_tokens(path, sha256, template, TokenOptions(), cache, Intake())
 
@@ -112,7 +112,7 @@ def test_a_duplicate_of_a_holdout_row_does_not_train(
     path = tmp_path / "twice.jsonl"
     lines = [_row(f"{row}?", "yes") for row in range(120)]
     path.write_text("\n".join(lines + lines))
-    sha256 = durable.hash_file(path)
+    sha256 = hashing.hash_file(path)
     tokens = open_tokens(
         path, sha256, load_family("chatml"), TokenOptions(), tmp_path / "cache", Intake()
     )

@@ -11,6 +11,7 @@ from torch import nn
 from trainer_tui.engine import staging
 from trainer_tui.engine.checkpoint import Committer, Done
 from trainer_tui.engine.checkpoint_files import Place
+from trainer_tui.engine.images import weights_once
 from trainer_tui.engine.optimizer import MasterAdamW
 from trainer_tui.engine.progress import Identity, Progress
 from trainer_tui.safety import checkpoints, locks
@@ -25,7 +26,12 @@ def committed(root: Path) -> tuple[Path, list[str]]:
     lock = locks.acquire(root / ".writer")
     assert lock is not None
     committer = Committer(
-        Place(root, root / "ledger"), lock.fd, model, optimizer, {}, Identity("", "", "", "test")
+        Place(root, root / "ledger"),
+        lock.fd,
+        weights_once(model),
+        optimizer,
+        {},
+        Identity("", "", "", "test"),
     )
     try:
         images = [committer._weights_image.fd, committer._optimizer_image.fd]

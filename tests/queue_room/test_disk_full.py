@@ -20,7 +20,7 @@ from trainer_tui.queue.report import Context
 from trainer_tui.queue.report_context import load_template
 from trainer_tui.queue.staging import Order, stage
 from trainer_tui.queue.store import Queue
-from trainer_tui.safety import durable
+from trainer_tui.safety import durable, hashing
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.workspace import QUEUE_FOLDERS, Workspace
 
@@ -92,7 +92,7 @@ def test_a_full_disk_at_any_phase_loses_and_doubles_nothing(
     for leave in range(40):
         path = small.inbox / f"{leave}.jsonl"
         path.write_text(text + "\n" * leave)
-        sha256 = durable.hash_file(path)
+        sha256 = hashing.hash_file(path)
         filler = fill(small.root, leave)
         try:
             whole_way(small, context, path)
@@ -110,7 +110,7 @@ def test_a_full_disk_at_any_phase_loses_and_doubles_nothing(
             places += (small.queue / folder).glob("*/data.jsonl")
         trashed = list(small.trash.glob("*/data.jsonl"))
         (place,) = [*places, *trashed]
-        assert durable.hash_file(place) == sha256
+        assert hashing.hash_file(place) == sha256
         assert not list(small.queue.glob(".staging-*"))
         if trashed:
             queue.restore_removed(queue_id(trashed[0]))

@@ -31,7 +31,7 @@ from trainer_tui.queue.job import Job, Meta
 from trainer_tui.queue.report_context import build
 from trainer_tui.queue.staging import Order, stage
 from trainer_tui.queue.store import Queue
-from trainer_tui.safety import durable
+from trainer_tui.safety import durable, hashing
 from trainer_tui.safety.errors import DataProblem, Refused
 from trainer_tui.safety.workspace import Workspace
 
@@ -218,7 +218,7 @@ def test_identity_is_the_content_also_of_a_compressed_file(
     plain = workspace.root / "plain"
     plain.write_bytes(b"hello\n" * 10)
     found = copy_into(path, staged, Limits())
-    assert found.sha256 == durable.hash_file(plain) == durable.hash_file(staged / "data.jsonl")
+    assert found.sha256 == hashing.hash_file(plain) == hashing.hash_file(staged / "data.jsonl")
     assert found.bytes == 60 and found.source == source_of(path.lstat())
     assert oct((staged / "data.jsonl").stat().st_mode)[-3:] == "400"
 

@@ -14,7 +14,7 @@ import pytest
 from trainer_tui.queue.report_context import build
 from trainer_tui.queue.staging import Order, stage
 from trainer_tui.queue.store import Queue
-from trainer_tui.safety import durable
+from trainer_tui.safety import hashing
 from trainer_tui.safety.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
@@ -47,11 +47,11 @@ def file(with_model: Workspace, row) -> Path:
 def test_a_killed_worker_leaves_the_original_and_no_job(
     call: int, with_model: Workspace, file: Path
 ) -> None:
-    sha256 = durable.hash_file(file)
+    sha256 = hashing.hash_file(file)
     assert take_under_strace(with_model, file, f"fsync:signal=SIGKILL:when={call}") is None
     queue = Queue(with_model)
     assert queue.jobs() == [] and not list(with_model.queue.glob(".staging-*"))
-    assert durable.hash_file(file) == sha256
+    assert hashing.hash_file(file) == sha256
     staged = stage(with_model, Order(file), build(with_model))
     assert queue.admit(staged.folder, "normal").meta.file_sha256 == sha256
 

@@ -25,7 +25,7 @@ from trainer_tui.queue.report import Context
 from trainer_tui.queue.report_context import load_template
 from trainer_tui.queue.staging import Order, stage
 from trainer_tui.queue.store import Queue
-from trainer_tui.safety import durable
+from trainer_tui.safety import durable, hashing
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.workspace import QUEUE_FOLDERS, Workspace
@@ -102,11 +102,11 @@ def places_of(workspace: Workspace, sha256: str) -> list[str]:
     found = []
     for folder in (workspace.inbox / "high", workspace.inbox, workspace.inbox / "low"):
         for path in folder.iterdir():
-            if path.is_file() and durable.hash_file(path) == sha256:
+            if path.is_file() and hashing.hash_file(path) == sha256:
                 found.append(f"inbox/{path.name}")
     for name in QUEUE_FOLDERS:
         for job in (workspace.queue / name).iterdir():
-            if durable.hash_file(job / "data.jsonl") == sha256:
+            if hashing.hash_file(job / "data.jsonl") == sha256:
                 found.append(f"{name}/{job.name}")
     return found
 
@@ -131,7 +131,7 @@ def test_a_file_is_never_lost_or_doubled_on_its_way_through_the_queue(
         for name, data in files.items():
             path = workspace.inbox / name
             path.write_bytes(data)
-            hashes[name] = durable.hash_file(path)
+            hashes[name] = hashing.hash_file(path)
         return workspace
 
     def act(workspace: Workspace) -> None:
@@ -182,7 +182,7 @@ def test_an_operation_that_fails_leaves_nothing_behind_and_the_file_is_taken_lat
         workspace = fresh()
         queue, path = Queue(workspace), workspace.inbox / "a.jsonl"
         path.write_bytes(data)
-        sha256, done = durable.hash_file(path), 0
+        sha256, done = hashing.hash_file(path), 0
 
         def observe(name: str, path: Path) -> None:
             nonlocal done

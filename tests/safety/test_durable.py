@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_tui.safety import durable
+from trainer_tui.safety import durable, hashing
 
 
 class Died(BaseException):
@@ -110,7 +110,7 @@ def test_hashed_writes_give_the_hash_of_what_is_on_the_disk(tmp_path):
     moved: list[int] = []
     digest = durable.write_new_hashed(tmp_path / "a", memoryview(data), 0o400, moved.append)
     assert (tmp_path / "a").read_bytes() == data and sum(moved) == len(data)
-    assert digest == hashlib.sha256(data).hexdigest() == durable.hash_file(tmp_path / "a")
+    assert digest == hashlib.sha256(data).hexdigest() == hashing.hash_file(tmp_path / "a")
     fd = os.open(tmp_path / "a", os.O_RDONLY)
     copied = durable.copy_hashed(fd, tmp_path / "b")
     os.close(fd)
@@ -135,8 +135,8 @@ def test_a_resumed_copy_on_a_wrong_beginning_has_another_hash(tmp_path):
     fd = os.open(tmp_path / "source", os.O_RDONLY)
     digest, _ = durable.copy_resumed(fd, tmp_path / "target")
     os.close(fd)
-    assert digest != durable.hash_file(tmp_path / "source")
-    assert digest == durable.hash_file(tmp_path / "target")
+    assert digest != hashing.hash_file(tmp_path / "source")
+    assert digest == hashing.hash_file(tmp_path / "target")
 
 
 def test_a_shared_file_outlives_its_first_name(tmp_path):

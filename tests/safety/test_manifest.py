@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trainer_tui.safety import checkpoints, durable, manifest
+from trainer_tui.safety import checkpoints, durable, hashing, manifest
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import FileEntry, LedgerEntry, LedgerHead, Manifest
 
@@ -202,10 +202,10 @@ def test_a_bad_sector_is_damage_but_a_lack_of_descriptors_is_not(tmp_path, monke
     entry = manifest.read(folder).files[0]
     for number, expected in ((errno.EIO, Corrupt), (errno.EMFILE, OSError)):
 
-        def fail(path: Path, number: int = number) -> str:
+        def fail(path: Path, should_stop: object, number: int = number) -> str:
             raise OSError(number, "injected")
 
-        monkeypatch.setattr(durable, "hash_file", fail)
+        monkeypatch.setattr(hashing, "hash_file", fail)
         with pytest.raises(expected):
             checkpoints.verify_file(folder, entry)
 
@@ -227,4 +227,4 @@ def test_links_and_marked_folders_are_no_checkpoints(tmp_path):
 def test_an_entry_describes_the_file_as_it_is(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     entry = checkpoints.entry_for(tmp_path, "a", "state")
-    assert entry == FileEntry("a", 3, durable.hash_file(tmp_path / "a"), "state")
+    assert entry == FileEntry("a", 3, hashing.hash_file(tmp_path / "a"), "state")

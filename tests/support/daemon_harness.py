@@ -24,7 +24,7 @@ import msgspec
 
 from trainer_tui.queue.job import DATA_NAME, META_NAME, Job, Meta, encode_meta
 from trainer_tui.queue.store import Queue
-from trainer_tui.safety import durable, processes, unix_socket
+from trainer_tui.safety import durable, hashing, processes, unix_socket
 from trainer_tui.safety.processes import ProcessId
 from trainer_tui.safety.workspace import Workspace
 
@@ -84,7 +84,7 @@ def plant(workspace: Workspace, name: str, rows: int = 3, priority: str = "norma
     staged = workspace.queue / f"{durable.STAGING_PREFIX}{name}"
     staged.mkdir()
     durable.write_new(staged / DATA_NAME, data, 0o400)
-    sha256 = durable.hash_file(staged / DATA_NAME)
+    sha256 = hashing.hash_file(staged / DATA_NAME)
     meta = Meta(
         original_name=name, file_sha256=sha256, bytes=len(data), rows=rows, kept_rows=rows,
         tokens=rows * 10, supervised_tokens=rows * 5, verdict="ok", summary="ok",

@@ -5,7 +5,8 @@ Behaviour comes from `stub.json` in the workspace, read again before every step:
 `steps` per file, `step_s`, `crash_at` {job id: step} (exit 1), `refuse` [job id], `save_every`,
 `want_rollback` {job id: step} (set aside there, and a rollback asked for),
 `waits_at` (a step of a file before which it says that it waits for memory),
-`hang_at` (a global step that never ends), `fail_on_start` (an error class).
+`hang_at` (a global step that never ends), `fail_on_start` (an error class),
+`dies_aside` (once it has let go of the model for a restore).
 A "row" is a line of the job's data.
 """
 
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "crash_on_start": False,
     "hang_at": 0,
     "fail_on_start": None,
+    "dies_aside": False,
 }
 
 
@@ -65,6 +67,8 @@ class Stub:
         self.paused = False
         self.stop_after_file = False
         self.want_said = False
+        self.aside = False
+        self.unheard: list[messages.ToTrainer] = []
 
     def options(self) -> dict[str, Any]:
         file = self.workspace.root / "stub.json"
@@ -86,12 +90,21 @@ class Stub:
             return 1
         if options["crash_on_start"]:
             return 1
+        self.load()
+        while True:
+            code = self.turn()
+            if code is not None:
+                self.pipe.flush(2)
+                return code
+
+    def load(self) -> None:
         newest = checkpoints.newest_verified(self.workspace.current_model)
         for folder in checkpoints.list_folders(self.workspace.current_model):
             if newest is not None and folder != newest.folder:
                 folder.rename(f"{folder}{checkpoints.BAD_SUFFIX}")
             else:
                 break
+        self.job, self.want_said, self.cursors, self.finished = None, False, {}, []
         if newest is not None:
             self.sealed = newest.manifest
             self.step = self.saved_step = newest.manifest.global_step
@@ -100,15 +113,10 @@ class Stub:
         lineage = self.sealed.lineage if self.sealed else 0
         self.beat.beat(Phase.IDLE, global_step=self.step)
         self.say(messages.Ready(self.step, lineage, name, "cpu", "fp32", "sdpa", 1000, 0, "stub"))
-        while True:
-            code = self.turn()
-            if code is not None:
-                self.pipe.flush(2)
-                return code
 
     def turn(self) -> int | None:
-        busy = self.job is not None and not self.paused
-        if self.job is None and not self.want_said and not self.paused:
+        busy = self.job is not None and not self.paused and not self.aside
+        if self.job is None and not self.want_said and not self.paused and not self.aside:
             self.want_said = True
             self.say(messages.WantJob())
         try:
@@ -118,6 +126,9 @@ class Stub:
         return self.obey(message)
 
     def obey(self, message: messages.ToTrainer | None) -> int | None:
+        if self.aside and not isinstance(message, messages.TakeUp | messages.Stop | None):
+            self.unheard.append(message)
+            return None
         match message:
             case None:
                 self.commit("daemon_gone")
@@ -158,9 +169,33 @@ class Stub:
                 if self.sealed is before:
                     name = f"checkpoint-{self.step}"
                     self.say(messages.Committed(self.step, name, 0, 0.0, "unchanged"))
+            case messages.LetGo():
+                self.commit("restore")
+                self.lock.let_go()
+                self.aside = True
+                self.beat.beat(Phase.PAUSED)
+                self.say(messages.HasLetGo(self.step))
+                if self.options()["dies_aside"]:
+                    self.pipe.flush(2)
+                    os._exit(1)
+            case messages.TakeUp():
+                return self.take_up()
             case messages.Reconfigure(values=values):
                 self.config = {**self.config, **values}
         return None
+
+    def take_up(self) -> int | None:
+        while not self.lock.take_again():
+            time.sleep(0.01)
+        self.aside = False
+        folders = checkpoints.list_folders(self.workspace.current_model)
+        loads = bool(folders) and folders[0].name != f"checkpoint-{self.step}"
+        self.say(messages.TakenUp(self.step, loads))
+        if loads:
+            self.load()
+        unheard, self.unheard = self.unheard, []
+        codes = [self.obey(message) for message in unheard]
+        return next((code for code in codes if code is not None), None)
 
     def stop(self) -> int:
         self.commit("stop")

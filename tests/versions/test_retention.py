@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,15 +12,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trainer_tui.safety import checkpoints, manifest
+from trainer_tui.safety import checkpoints, hashing, manifest
 from trainer_tui.safety.checkpoints import CheckpointName
 from trainer_tui.safety.config import Config, Retention
 from trainer_tui.safety.disk import exclusive_bytes
 from trainer_tui.safety.errors import Refused
-from trainer_tui.versions import automatic, best, keeping, retention, spare
+from trainer_tui.versions import automatic, best, check, keeping, retention, spare
 from trainer_tui.versions.backup import Backup
 from trainer_tui.versions.best import Figure
-from trainer_tui.versions.layout import Layout
+from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
 from trainer_tui.versions.records import Version, VersionRecord
 from trainer_tui.versions.retention import Checkpoint
 
@@ -434,6 +435,56 @@ def test_room_is_first_made_from_the_trash_then_from_old_optimizers(house):
         "checkpoint-100.1",
     ]
     assert house.store.trashed() == ()
+
+
+def test_what_is_being_restored_is_kept_however_short_the_disk_is(house):
+    """The offer was made before somebody asked for that version: it does not stand any more."""
+    for step in (100, 200, 300, 400):
+        house.store.create(house.checkpoint(step, elements=1 << 16), "")
+    name = house.store.get(2).name
+    owner = spare.VersionsOwner(house.workspace, Config(), in_use=house.store.in_use)
+    offer = next(o for o in owner.offers() if o.what == f"the optimizer of {name}")
+    house.store.hold(name)
+    offer.free()
+    assert not house.store.get(2).weights_only
+    for other in owner.offers():
+        other.free()
+    assert not house.store.get(2).weights_only and house.store.verify(2).ok
+    assert not any(name in entry.what for entry in owner.preview())
+    house.store.in_use.discard(name)
+    for other in owner.offers():
+        other.free()
+    assert {version.number for version in house.store.list()} == {3, 4}
+
+
+def test_a_version_whose_optimizer_goes_while_it_is_proven_is_sound(house, monkeypatch):
+    house.store.create(house.checkpoint(100), "")
+    folder = house.store.get(1).folder
+    opened = check.open_tensors
+
+    def thinned(path: Path) -> int:
+        if path.parent.name == OPTIMIZER_PART:
+            shutil.rmtree(path.parent)
+        return opened(path)
+
+    monkeypatch.setattr(check, "open_tensors", thinned)
+    check.prove_version(folder)
+    assert house.store.get(1).state == "ok" and house.store.get(1).weights_only
+
+
+def test_retention_gives_way_in_the_middle_of_a_large_file(house, monkeypatch):
+    """Somebody who wants a restore does not wait for gigabytes to be hashed first."""
+    monkeypatch.setattr(hashing, "CHUNK_BYTES", 1 << 10)
+    for step in (100, 200, 300):
+        house.checkpoint(step, elements=1 << 16)
+    asked = itertools.count()
+    done = keeping.apply(
+        house.workspace, small_policy(checkpoints=1), should_stop=lambda: next(asked) > 20
+    )
+    assert done == [] and next(asked) < 30, "it was asked within the first file"
+    assert names(house) == ["checkpoint-100", "checkpoint-200", "checkpoint-300"]
+    keeping.apply(house.workspace, small_policy(checkpoints=1))
+    assert names(house) == ["checkpoint-300"]
 
 
 def test_retention_racing_create_never_breaks_a_version(house):

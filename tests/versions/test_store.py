@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from safetensors.numpy import load_file
 
-from trainer_tui.safety import checkpoints, durable, manifest
+from trainer_tui.safety import checkpoints, durable, hashing, manifest
 from trainer_tui.safety.config import Config, Retention
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
 from trainer_tui.versions import keeping
@@ -318,7 +318,7 @@ def test_export_is_a_real_copy_with_the_same_hashes(house, tmp_path, flip):
 def test_a_file_of_a_version_can_be_fetched_by_name_and_by_no_path(house):
     house.store.create(house.checkpoint(100), "m")
     path, entry = house.store.file(1, "model.safetensors")
-    assert durable.hash_file(path) == entry.sha256
+    assert hashing.hash_file(path) == entry.sha256
     for name in ("../../config.toml", "MANIFEST.json", "optimizer/optimizer.safetensors"):
         with pytest.raises(NotFound):
             house.store.file(1, name)
