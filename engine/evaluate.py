@@ -11,6 +11,8 @@ train), `probe` (rows of that file that have been trained).
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +30,7 @@ from trainer_tui.safety import clock
 BEHAVIOUR_ROWS = 16
 MIN_SHARE = 0.5  # less of a slice than this says too little to be worth its time
 SLICE_SEED = 0x51
+RATES_KEPT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ class Budget:
 
     Half of what is earned is kept for the next look at the whole fixed set until that is paid;
     slices have the rest. The first look at a series is free: without it there is nothing to
-    compare with. Looks that somebody asked for are a debt that later ones pay.
+    compare with. Looks that somebody asked for are a debt that later ones pay. A token's cost
+    is the median of the last few looks: a hiccup in one must not forbid the next whole one.
     """
 
     time_share: float
@@ -69,6 +73,7 @@ class Budget:
     whole_tokens: int = 0
     seconds_per_token: float | None = None
     _free: set[tuple[str, str]] = field(default_factory=set)
+    _rates: deque[float] = field(default_factory=lambda: deque(maxlen=RATES_KEPT))
 
     def earn(self, trained_s: float) -> None:
         earned_s = trained_s * self.time_share
@@ -82,7 +87,8 @@ class Budget:
         self.kept_for_whole_s -= kept_s
         self.seconds_left -= seconds - kept_s
         if tokens:
-            self.seconds_per_token = seconds / tokens
+            self._rates.append(seconds / tokens)
+            self.seconds_per_token = statistics.median(self._rates)
 
     def first_look(self, series: Series) -> bool:
         """Whether this series was never looked at; remembered from now on."""

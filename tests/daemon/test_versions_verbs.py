@@ -131,11 +131,11 @@ import time
 from pathlib import Path
 from trainer_tui.versions import check
 place, real = Path({place!r}), check._prove_file
-def slow(folder, entry, verified):
+def slow(folder, entry, verified, should_stop):
     (place / "hashing").touch()
     while not (place / "faster").exists():
         time.sleep(0.01)
-    real(folder, entry, verified)
+    real(folder, entry, verified, should_stop)
 check._prove_file = slow
 """
 

@@ -139,6 +139,15 @@ def test_half_of_the_budget_is_kept_until_the_whole_set_is_paid_for() -> None:
     assert (budget.kept_for_whole_s, budget.seconds_left) == (0.0, 2.25)
 
 
+def test_a_hiccup_in_one_slice_does_not_forbid_the_look_at_the_whole_set() -> None:
+    budget = Budget(0.1, seconds_left=1.5, whole_tokens=100)
+    for _ in range(3):
+        budget.spend(0.1, 10)
+    assert budget.affords_whole()  # 1 s of the 1.2 that are left
+    budget.spend(0.15, 10)  # half as slow again, once
+    assert budget.seconds_per_token == 0.01 and budget.affords_whole()
+
+
 def test_a_nan_before_a_file_does_not_make_the_checkpoint_unreadable() -> None:
     progress = Progress(val_before={1: math.nan, 2: 1.5}, validation={"fixed": math.nan})
     sealed = manifest.seal(to_manifest(progress, Identity("", "", "", ""), "asked"))
