@@ -100,6 +100,8 @@ async def skip(training: Training, desk: Desk, job_id: int | None) -> int:
     if trainer is None:
         await desk.fail(wanted, "skipped", "skipped before it went on", "")
         return wanted
+    if training.stands_aside:
+        raise Refused("a version is being restored: no file is in hand", "ask again in a moment")
     if training.in_hand != wanted:
         raise Refused(f"#{wanted} is trained and waits for its commit: it cannot be skipped")
     training.skip(wanted)

@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 from trainer_tui.daemon.intent import Wish
 from trainer_tui.safety.messages import LetGo, NothingWaits, Pause, Resume, Stop, TakeUp
 
-Asked = Literal["nothing", "pause", "pause_release", "stop_after_file", "stop", "let_go"]
+Asked = Literal["nothing", "pause", "pause_release", "stop_after_file", "stop", "let_go", "take_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Absent:
 @dataclass(frozen=True, slots=True)
 class Present:
     """`asked`: the last request that still stands. `hungry`: it wants a job; `told_nothing_waits`:
-    and it knows that there is none, for `idle_s` by now. `aside`: it has let go of the model."""
+    and it knows that there is none, for `idle_s` by now. `aside`: it has let go of the model.
+    `reloads`: it is not ready because it loads what was restored."""
 
     ready: bool
     hungry: bool = False
@@ -33,6 +34,7 @@ class Present:
     paused: bool = False
     asked: Asked = "nothing"
     aside: bool = False
+    reloads: bool = False
     idle_s: float = 0.0
 
 
@@ -119,6 +121,8 @@ def _with_trainer(facts: Facts, trainer: Present) -> Action:
         return _move_aside(trainer)
     if trainer.asked == "let_go":
         return Send(TakeUp())
+    if trainer.asked == "take_up":
+        return Nothing()  # what it says next tells whether it still has its file
     if facts.wish == "pause" or facts.hold:
         return _pause(facts, trainer)
     if trainer.paused or trainer.asked in ("pause", "pause_release"):
@@ -141,7 +145,9 @@ def _finish_file(facts: Facts, trainer: Present) -> Action:
 
 
 def _move_aside(trainer: Present) -> Action:
-    """One that is still loading has nothing to keep, and need not be waited for."""
+    """One that still starts has nothing to keep, and need not be waited for."""
+    if trainer.asked == "take_up" or trainer.reloads:
+        return Nothing()  # there from the restore before, and ready in a moment
     if not trainer.ready:
         return Send(Stop())
     return Nothing() if trainer.asked == "let_go" else Send(LetGo())

@@ -67,9 +67,7 @@ class Hearing(TrainingState):
             case messages.HasLetGo():
                 self.present = replace(self.present, aside=self.present.asked == "let_go")
             case messages.TakenUp(loads=loads):
-                self.figures.stand_still()
-                if loads:
-                    await self._loads_again()
+                await self._taken_up(loads)
             case messages.Stopping():
                 self._said_stopping = True
             case messages.Said(level=level, topic=topic, text=text, data=data):
@@ -83,7 +81,7 @@ class Hearing(TrainingState):
 
     async def _ready(self, message: messages.Ready) -> None:
         self.figures.start(message)
-        self.present = replace(self.present, ready=True)
+        self.present = replace(self.present, ready=True, reloads=False)
         self.trainer_waits = ""
         await self.collect(quick=False)
         await self._train_lost_again(message.checkpoint)
@@ -98,15 +96,22 @@ class Hearing(TrainingState):
             notes=message.notes,
         )
 
-    async def _loads_again(self) -> None:
-        """As after a start: nothing is in the trainer's hands, and `Ready` is on its way."""
+    async def _taken_up(self, loads: bool) -> None:
+        """With `loads`, as after a start: nothing is in hand, and `Ready` is on its way."""
+        self.figures.stand_still()
+        asked = "nothing" if self.present.asked == "take_up" else self.present.asked
+        self.present = replace(self.present, asked=asked, aside=False)
+        if not loads:
+            return
         desk, job_id = self._means.desk, self.in_hand
         if job_id is not None and job_id in {job.id for job in desk.processing}:
             await desk.end_attempt(job_id, "interrupted")
         self.in_hand = None
         self._trained.clear()
         self.figures.end_job()
-        self.present = replace(self.present, ready=False, hungry=False, told_nothing_waits=False)
+        self.present = replace(
+            self.present, ready=False, reloads=True, hungry=False, told_nothing_waits=False
+        )
 
     async def _train_lost_again(self, checkpoint: str) -> None:
         """Files whose only checkpoints are damaged: the one in use has not learnt them."""

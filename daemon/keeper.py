@@ -173,7 +173,8 @@ class Keeper:
         """
         training = self._training
         await self._settings.look_again()
-        in_place = training.present.ready and not self._settings.new_trainer_would_differ()
+        warm = training.present.ready or training.present.reloads
+        in_place = warm and not self._settings.new_trainer_would_differ()
         if not in_place:
             await self._work(prove)
         async with training.for_restoring(STOP_TIMEOUT_S, in_place=in_place) as model_is_free:

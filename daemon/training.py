@@ -98,7 +98,7 @@ class Training(Hearing):
             case messages.LetGo():
                 self.present = replace(self.present, asked="let_go", aside=False)
             case messages.TakeUp():
-                self.present = replace(self.present, asked="nothing", aside=False)
+                self.present = replace(self.present, asked="take_up", aside=False)
             case messages.NothingWaits():
                 self._idle_since_s = clock.monotonic_s()
                 self.present = replace(self.present, told_nothing_waits=True)
@@ -169,6 +169,11 @@ class Training(Hearing):
         await self.collect(quick=False)
         if in_hand is not None and in_hand.id not in {job.id for job in desk.processing}:
             end = replace(end, in_hand=None)  # the last commit completed it
+        if self.present.aside or self.present.asked == "take_up":
+            # No step was being run: it ended for something else than its file.
+            if end.in_hand is not None:
+                await desk.end_attempt(end.in_hand, "interrupted")
+            end = replace(end, in_hand=None)
         self.trainer, self.present, self.in_hand = None, Present(ready=False), None
         self._resuming = False
         self._trained.clear()

@@ -217,6 +217,11 @@ class TrainingState:
         return self.figures.saved_step is not None and self.figures.saved_step >= step
 
     @property
+    def stands_aside(self) -> bool:
+        """A version is being restored, or the trainer has not said yet how it goes on."""
+        return self.restoring > 0 or self.present.asked in ("let_go", "take_up")
+
+    @property
     def resuming(self) -> bool:
         """A `Resume` was sent and not answered yet."""
         return self._resuming

@@ -68,7 +68,9 @@ class Control:
     def wants_out(self) -> bool:
         """Whether the trainer has to end, in words or by the pipe; the message stays there."""
         with self._changed:
-            return self.must_leave or any(isinstance(m, messages.Stop) for m in self._waiting)
+            return self.must_leave or any(
+                isinstance(m, messages.Stop) and not m.after_file for m in self._waiting
+            )
 
     def wait_out(self, timeout_s: float) -> bool:
         """Sleep, but not past a wish to end; whether there is one."""

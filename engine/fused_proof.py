@@ -19,6 +19,7 @@ from trainer_tui.engine.last_block import NARROWABLE
 
 # Relative norm. Two ways through one module in bf16 (8 bits of mantissa) differ by 0.2 to 0.5 %.
 TOLERANCE = 2e-2
+SMALLEST = 1e-30  # of a module that puts out zeros, as one does whose last product starts at zero
 
 
 def fused_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -44,7 +45,7 @@ def prove_fused(model: nn.Module, tolerance: float = TOLERANCE) -> float:
         The largest relative norm of a difference.
 
     Raises:
-        AttentionRefused: one differs by more than rounding, or was not reached.
+        AttentionRefused: one differs by more than rounding, was not reached, or does not run.
     """
     fused = fused_modules(model)
     kept = [vars(module)["forward"] for module in fused.values()]
@@ -53,6 +54,14 @@ def prove_fused(model: nn.Module, tolerance: float = TOLERANCE) -> float:
         module.forward = MethodType(_compared(forward, differences), module)
     try:
         hidden_states(model, sample_batch(model))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:
+        first = (str(problem) or type(problem).__name__).splitlines()[0]
+        raise AttentionRefused(
+            f"The fused operators of {type(model).__name__} do not run here: {first}.",
+            "Report this, with the card's name.",
+        ) from problem
     finally:
         for module, forward in zip(fused.values(), kept, strict=True):
             module.forward = forward
@@ -73,7 +82,7 @@ def _compared(forward: Callable[..., Any], differences: dict[nn.Module, Tensor])
         theirs = type(self).forward(self, *inputs, **named)
         expected = _states(theirs)
         ours = _states(forward(*inputs, **named))
-        differences[self] = (ours - expected).norm() / expected.norm()
+        differences[self] = (ours - expected).norm() / expected.norm().clamp_min(SMALLEST)
         return theirs
 
     return both

@@ -219,6 +219,7 @@ class Loop:
             case Reconfigure(values):
                 self._session.reconfigure(values)
             case LetGo():
+                self._stop_after_file = False  # asked again afterwards, if it is still wished
                 if isinstance(self._state, Hungry | Training | Halted):
                     self._state = Aside(self._state)
             case TakeUp():
@@ -260,10 +261,13 @@ class Loop:
         self._state = Elsewhere(isinstance(aside.before, Halted)) if loads else aside.before
 
     def _offer(self, train: Train) -> None:
-        if isinstance(self._state, Hungry):
-            self._take(train)
-        else:
-            self._offered.append(train)
+        match self._state:
+            case Hungry():
+                self._take(train)
+            case Training(work) | Halted(Work() as work) if work.job.train.job_id == train.job_id:
+                log.warning("job %d is in hand already", train.job_id)
+            case _:
+                self._offered.append(train)
 
     def _pause(self, release: bool) -> None:
         session = self._session
@@ -389,4 +393,7 @@ class Loop:
             return self._ask()
         work = self._make_work(job)
         self._state = Training(work)
-        work.start()
+        try:
+            work.start()
+        except StopFile as stop:
+            self._stopped_by(work, stop)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer_tui.safety import durable, hashing, manifest, proofs
-from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.errors import Corrupt, is_damage
 from trainer_tui.safety.manifest import FileEntry, Manifest, Role
 
 _NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?")
@@ -90,7 +90,7 @@ def verify_file(
     except FileNotFoundError:
         raise Corrupt(f"{folder.name}: {entry.name} is missing") from None
     except OSError as problem:
-        if not durable.is_damage(problem):
+        if not is_damage(problem):
             raise
         raise Corrupt(f"{folder.name}: {entry.name} cannot be read: {problem.strerror}") from None
 

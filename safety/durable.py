@@ -18,8 +18,9 @@ import os
 import secrets
 import shutil
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from trainer_tui.safety import hashing
@@ -28,6 +29,7 @@ STAGING_PREFIX = ".staging-"
 COPY_CHUNK_BYTES = 1 << 20
 HASHED_CHUNK_BYTES = 8 << 20
 CHUNKS_PER_FLUSH = 32
+HASH_LEAD = 64  # chunks
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the extents of another file
 
 _observers: list[Callable[[str, Path], None]] = []
@@ -102,11 +104,11 @@ def write_new_hashed(
 ) -> str:
     """Like `write_new`, hashing the very bytes handed to the kernel; for large buffers.
 
-    Hashing goes beside writing and flushing, so the slower of the two is all it takes; `data` must
-    not change meanwhile.
+    Hashing goes beside writing and flushing, so the slower of the two is all it takes; writing is
+    ahead by `HASH_LEAD` chunks at most. `data` must not change meanwhile.
 
     Args:
-        progress: called with the size of each chunk once the kernel took it.
+        progress: called with the size of each chunk once it is written and hashed.
 
     Returns:
         sha256 in hex.
@@ -117,22 +119,32 @@ def write_new_hashed(
     """
     _operation("create", path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    digest, beside = hashlib.sha256(), ThreadPoolExecutor(1)
+    hashing_now: deque[tuple[Future[None], int]] = deque()
+
+    def wait_until_left(count: int) -> None:
+        while len(hashing_now) > count:
+            hashed, size = hashing_now.popleft()
+            hashed.result()
+            progress(size)
+
     try:
-        with ThreadPoolExecutor(1) as beside:
-            hashed = beside.submit(hashlib.sha256, data)
-            for number, start in enumerate(range(0, len(data), HASHED_CHUNK_BYTES), 1):
-                chunk = data[start : start + HASHED_CHUNK_BYTES]
-                _write_all(fd, chunk)
-                if number % CHUNKS_PER_FLUSH == 0:
-                    os.fdatasync(fd)  # else one fsync at the end could be silent for minutes
-                progress(len(chunk))
-            sync_file(fd, path)
-            return hashed.result().hexdigest()
+        for number, start in enumerate(range(0, len(data), HASHED_CHUNK_BYTES), 1):
+            chunk = data[start : start + HASHED_CHUNK_BYTES]
+            hashing_now.append((beside.submit(digest.update, chunk), len(chunk)))
+            _write_all(fd, chunk)
+            if number % CHUNKS_PER_FLUSH == 0:
+                os.fdatasync(fd)  # else one fsync at the end could be silent for minutes
+            wait_until_left(HASH_LEAD)
+        sync_file(fd, path)
+        wait_until_left(0)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
+        beside.shutdown(cancel_futures=True)
+    return digest.hexdigest()
 
 
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -371,14 +383,6 @@ def _reflink(source: Path, target: Path) -> bool:
             raise
         finally:
             os.close(fd)
-
-
-_DAMAGE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-
-
-def is_damage(problem: OSError) -> bool:
-    """Is the medium bad, or what stands on it? A lack of room, rights or memory is not damage."""
-    return problem.errno in _DAMAGE
 
 
 def sweep_staging(directory: Path) -> list[Path]:

@@ -5,6 +5,8 @@ Anything outside this family is a defect of ours and may show a traceback.
 
 from __future__ import annotations
 
+import errno
+
 
 class TrainerTuiError(Exception):
     """Something a person can act on.
@@ -68,3 +70,11 @@ class DataProblem(TrainerTuiError):
 
 class Corrupt(TrainerTuiError):
     """Committed files do not match their manifest."""
+
+
+_DAMAGE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+
+
+def is_damage(problem: OSError) -> bool:
+    """Is the medium bad, or what stands on it? A lack of room, rights or memory is not damage."""
+    return problem.errno in _DAMAGE

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from trainer_tui.safety import durable
-from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.errors import Corrupt, is_damage
 
 MANIFEST_NAME = "MANIFEST.json"
 FORMAT = 1
@@ -147,7 +147,7 @@ def read(folder: Path) -> Manifest:
     except msgspec.MsgspecError as problem:
         raise Corrupt(f"{folder.name}: {MANIFEST_NAME} is damaged: {problem}") from None
     except OSError as problem:
-        if not durable.is_damage(problem):
+        if not is_damage(problem):
             raise
         text = f"{MANIFEST_NAME} cannot be read: {problem.strerror}"
         raise Corrupt(f"{folder.name}: {text}") from problem

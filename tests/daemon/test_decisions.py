@@ -85,6 +85,12 @@ HUNGRY = Present(ready=True, hungry=True)
         (Facts("run", Present(True, asked="stop"), restoring=True), Nothing()),
         (Facts("run", Present(True, asked="let_go", aside=True), work=True), Send(TakeUp())),
         (Facts("pause", Present(True, asked="let_go", aside=True)), Send(TakeUp())),
+        (Facts("run", Present(True, True, asked="take_up"), work=True), Nothing()),
+        (Facts("pause", Present(True, asked="take_up")), Nothing()),
+        (Facts("stop_after_file", Present(True, True, asked="take_up"), work=True), Nothing()),
+        (Facts("stopped", Present(True, asked="take_up")), Send(Stop())),
+        (Facts("run", Present(True, asked="take_up"), restoring=True), Nothing()),
+        (Facts("run", Present(False, reloads=True), restoring=True), Nothing()),
         (Facts("stop_after_file", Present(True, asked="stop_after_file")), Nothing()),
     ],
 )

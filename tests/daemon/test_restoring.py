@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_harness import Harness, make_workspace, plant, set_stub, wait_for
+from daemon_harness import Harness, chat_rows, make_workspace, plant, set_stub, wait_for
 
 from trainer_tui.safety import checkpoints, config_edit
 from trainer_tui.safety.workspace import Workspace
@@ -87,12 +87,46 @@ def test_the_same_process_goes_on_and_the_file_in_hand_is_begun_again(daemon: Ha
 def test_twice_in_a_row_without_a_step_between(daemon: Harness) -> None:
     daemon.start()
     number = version_and_more(daemon)
+    trainer = daemon.training()["trainer_pid"]
     first, second = restore(daemon, number), restore(daemon, number)
-    assert second["global_step"] == first["global_step"] + 1 or step(daemon) > 0
+    assert second["global_step"] > first["global_step"]
     assert second["lineage"] == first["lineage"] + 1 == 2
     wait_for(lambda: daemon.training()["lineage"] == 2)
     trained_on(daemon)
-    assert daemon.training()["restarts"] == 0
+    now = daemon.training()
+    assert (now["trainer_pid"], now["restarts"]) == (trainer, 0)
+
+
+def test_a_file_that_came_meanwhile_is_offered_once(daemon: Harness) -> None:
+    """The trainer had nothing to do when it stood aside, and loads before it wants something."""
+    daemon.prelude = HOLD_RESTORE
+    set_stub(daemon.workspace, steps=5)
+    daemon.start()
+    daemon.until_training("idle")
+    number = int(daemon.post("/v1/versions", {"description": "v"})["number"])
+    set_stub(daemon.workspace, **LONG)
+    finish = begin_restore(daemon, number)
+    (daemon.workspace.inbox / "late.jsonl").write_bytes(chat_rows(3, "late"))
+    daemon.until_job("late.jsonl", "waiting")
+    assert finish().status == 200
+    wait_for(lambda: (daemon.training()["job"] or {}).get("step", 0) > 3)
+    late = daemon.job("late.jsonl")
+    assert late["attempts"] == 1
+    daemon.post("/v1/training/skip", {"job": late["id"]})
+    daemon.until_training("idle")  # a second offer would train it on
+    assert daemon.job("late.jsonl")["state"] == "failed"
+
+
+def test_skipping_while_nothing_is_in_hand_is_refused_at_once(daemon: Harness) -> None:
+    daemon.prelude = HOLD_RESTORE
+    daemon.start()
+    number = version_and_more(daemon)
+    finish = begin_restore(daemon, number)
+    answer = daemon.call("POST", "/v1/training/skip", {}, timeout_s=10)
+    assert answer.status == 409 and "a version is being restored" in answer.json["detail"]
+    assert finish().status == 200
+    trained_on(daemon)
+    assert daemon.job("long.jsonl")["state"] == "processing"
 
 
 def test_an_edit_that_needs_another_trainer_gets_one_with_the_restore(daemon: Harness) -> None:
@@ -119,7 +153,8 @@ def test_a_trainer_that_dies_standing_aside_is_a_crash_and_the_restore_goes_thro
     wait_for(lambda: step(daemon) > done["global_step"])
     now = daemon.training()
     assert now["trainer_pid"] != trainer and now["lineage"] == 1 and now["restarts"] == 1
-    assert daemon.job("long.jsonl")["state"] == "processing"
+    job = daemon.job("long.jsonl")
+    assert (job["state"], job["attempts"]) == ("processing", 1), "the file is not to blame"
 
 
 HOLD_RESTORE = """

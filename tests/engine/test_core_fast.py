@@ -147,6 +147,10 @@ def _wrong(self: Any, x: torch.Tensor) -> torch.Tensor:
     return type(self).forward(self, x) * 1.05
 
 
+def _broken(self: Any, x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("out of resource: shared memory\nmore lines")
+
+
 def test_a_fused_module_is_believed_when_only_rounding_tells_it_from_the_models_own() -> None:
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
@@ -162,6 +166,14 @@ def test_a_fused_module_is_believed_when_only_rounding_tells_it_from_the_models_
     blocks[1].mlp.forward = MethodType(_wrong, blocks[1].mlp)
     with pytest.raises(AttentionRefused, match=r"1 of 2 fused .* model.layers.1.mlp by 5.0%"):
         prove_fused(model)
+    blocks[1].mlp.forward = MethodType(_broken, blocks[1].mlp)
+    with pytest.raises(AttentionRefused, match="do not run here: out of resource"):
+        prove_fused(model)
+    unfuse(model)
+    for block in blocks:
+        block.mlp.down_proj.weight.data.zero_()
+        block.mlp.forward = MethodType(_rounded, block.mlp)
+    assert prove_fused(model) == 0.0, "two that put out zeros are equal"
     unfuse(model)
     assert not fused_modules(model) and last_feed_forward(model) is not None
     assert prove_fused(model) == 0.0

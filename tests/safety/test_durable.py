@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer_tui.safety import durable, hashing
+from trainer_tui.safety.errors import is_damage
 
 
 class Died(BaseException):
@@ -215,9 +216,9 @@ def test_a_line_torn_by_a_power_cut_does_not_swallow_the_next(tmp_path):
 
 
 def test_damage_is_told_from_want_of_room(tmp_path):
-    assert durable.is_damage(OSError(errno.EIO, ""))
+    assert is_damage(OSError(errno.EIO, ""))
     for number in (errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.ENOMEM):
-        assert not durable.is_damage(OSError(number, ""))
+        assert not is_damage(OSError(number, ""))
 
 
 def test_observers_are_gone_after_their_block(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from trainer_tui.safety.messages import (
     Pause,
     Paused,
     Ready,
+    Reconfigure,
     Resume,
     SaveNow,
     Skip,
@@ -234,23 +236,55 @@ def test_an_end_while_it_stands_aside_commits_nothing_and_loses_nothing(make_dri
     assert driver.stop() == 0
 
 
-def test_it_waits_for_whoever_holds_the_model_and_does_not_believe_the_word(make_driver):
-    """`TakeUp` says only that it may: the lock and the disk say when, and from what."""
+@pytest.mark.parametrize("behind", [[], [Stop(after_file=True)]])
+def test_it_waits_for_whoever_holds_the_model_and_does_not_believe_the_word(make_driver, behind):
+    """`TakeUp` says only that it may: the lock and the disk say when, and from what. A wish to
+    stop after the file is none to leave at once."""
     driver = make_driver()
-    store = with_a_version(driver, toy_rows(12, 1))
+    with_a_version(driver, toy_rows(12, 1))
     ask_at(driver, 2, 5, LetGo())
     driver.start()
     driver.wait_for(HasLetGo)
     held = locks.acquire(driver.workspace.writer_lock)
     assert held is not None
-    driver.send(TakeUp())
+    for message in (TakeUp(), *behind):
+        driver.send(message)
+    driver.send(Reconfigure({"lr_factor": 1.0}))
+    time.sleep(0.5)  # far longer than it looks again: it would have said so
+    assert not driver.all_of(TakenUp) and driver.process.is_alive()
     held.release()
-    # Either of the two has it first; a restore that waits for the lock gets it in the end.
-    driver.send(LetGo())
-    done = store.restore(1, wait_s=30)
+    assert not driver.wait_for(TakenUp).loads
+    driver.wait_for(StepDone, after=len(driver.seen))
+    if behind:
+        assert driver.wait_end() == 0 and driver.ledger_ids() == {1, 2}
+    else:
+        assert driver.stop() == 0
+
+
+def test_a_restore_that_comes_after_it_was_called_back_gets_the_model_in_the_end(make_driver):
+    driver = make_driver()
+    store = with_a_version(driver, toy_rows(12, 1))
+    ask_at(driver, 2, 5, LetGo())
+    driver.start()
+    driver.wait_for(HasLetGo)
+    for message in (TakeUp(), LetGo()):
+        driver.send(message)
+    done = store.restore(1, wait_s=30)  # either of the two has the lock first
     driver.send(TakeUp())
     driver.wait_for(Ready, lambda m: m.checkpoint == done.checkpoint)
     assert driver.stop() == 0
+
+
+def test_a_job_that_is_offered_twice_is_trained_once(make_driver):
+    driver = make_driver()
+    with_a_version(driver, toy_rows(12, 1))
+    ask_at(driver, 2, 3, driver.jobs[1], Skip(2))
+    driver.start()
+    assert driver.wait_for(JobRefused).error_class == "skipped"
+    at = driver.seen.index(driver.all_of(JobRefused)[0])
+    driver.wait_for(WantJob, after=at)
+    assert driver.stop() == 0
+    assert not [m for m in driver.seen[at:] if isinstance(m, JobStarted | StepDone)]
 
 
 def test_a_checkpoint_of_another_shape_is_left_to_a_new_process(make_driver):
