@@ -113,7 +113,8 @@ def test_a_file_that_came_meanwhile_is_offered_once(daemon: Harness) -> None:
     late = daemon.job("late.jsonl")
     assert late["attempts"] == 1
     daemon.post("/v1/training/skip", {"job": late["id"]})
-    daemon.until_training("idle")  # a second offer would train it on
+    daemon.until_training("idle")
+    assert not daemon.said("was offered twice")
     assert daemon.job("late.jsonl")["state"] == "failed"
 
 

@@ -205,6 +205,8 @@ class Stub:
     # --- training --------------------------------------------------------------------------------
 
     def start_job(self, job: messages.Train) -> int | None:
+        if self.job is not None and self.job.job_id == job.job_id:
+            self.say(messages.Said("error", "stub", f"#{job.job_id} was offered twice"))
         self.want_said = False
         if job.job_id in self.options()["refuse"]:
             text = "made to be refused"
