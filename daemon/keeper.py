@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ T = TypeVar("T")
 STOP_TIMEOUT_S = 900.0
 SAVE_TIMEOUT_S = 900.0
 WRITER_WAIT_S = 60.0
+COMMITS_BEHIND = 64  # an older one that nobody got round to makes no version any more
+COMMITS_BEFORE_RETENTION = 16
 
 
 class Keeper:
@@ -56,6 +59,8 @@ class Keeper:
         self._wished = 0  # changes that someone waits for
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_after = ""
+        self._looking_after = False
+        self._behind: deque[Committed] = deque(maxlen=COMMITS_BEHIND)
         self._closing = False
         self.backups = Backups(workspace, settings, teller, self._fetched)
         self.latest: int | None = None
@@ -229,22 +234,41 @@ class Keeper:
 
     def _committed(self, committed: Committed, done: list[int]) -> None:
         """Called after every look at the newest commit, on the loop: the work is a task."""
-        if committed.folder != self._looked_after:
-            self._looked_after = committed.folder
-            self._start(self._look_after(committed))
+        if committed.folder == self._looked_after:
+            return
+        self._looked_after = committed.folder
+        self._behind.append(committed)
+        if not self._looking_after:
+            self._looking_after = True
+            self._start(self._look_after())
 
-    async def _look_after(self, committed: Committed) -> None:
-        """Make the version that is due, then let go of what is beyond retention."""
+    async def _look_after(self) -> None:
+        """Make the versions that are due, commit by commit, and let go of what is beyond
+        retention: in between, whoever wants a change has it, however fast commits come."""
+        without_retention = 0
         try:
-            async with self._lock:
-                await self._make_due(committed)
-                config = self._settings.config
-                gone = await self._work(
-                    lambda _: keeping.apply(self._workspace, config, should_stop=self._give_way)
-                )
+            while self._behind and not self._closing:
+                committed = self._behind.popleft()
+                without_retention += 1
+                async with self._lock:
+                    await self._told(self._make_due(committed))
+                    if not self._behind or without_retention >= COMMITS_BEFORE_RETENTION:
+                        without_retention = 0
+                        await self._told(self._retain())
+        finally:
+            self._looking_after = False
+
+    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
         except (TrainerTuiError, OSError) as problem:
             self._teller.say("warning", "version", f"versions were not looked after: {problem}")
-            return
+
+    async def _retain(self) -> None:
+        config = self._settings.config
+        gone = await self._work(
+            lambda _: keeping.apply(self._workspace, config, should_stop=self._give_way)
+        )
         for entry in gone:
             text = f"{entry.path.name}: {entry.action} ({entry.why})"
             self._teller.say("info", "retention", text, **entry.as_dict())

@@ -115,7 +115,7 @@ def apply(
     """Let go of what is beyond the policy. Hashes new folders first: call from a thread.
 
     Args:
-        should_stop: asked every few MB; then nothing more is hashed and nothing goes.
+        should_stop: asked every few MB and before everything that goes; then nothing more does.
 
     Returns:
         What went, for the event log.
@@ -132,7 +132,8 @@ def apply(
 
     with plain_words("retention"):
         decisions = proven(layout, decide, should_stop)
-        done = carry_out(layout, decisions, decide, now(), config.retention.trash_days)
+        keep_days = config.retention.trash_days
+        done = carry_out(layout, decisions, decide, now(), keep_days, should_stop)
         return done + purge(layout, now(), everything=False)
 
 
@@ -190,10 +191,13 @@ def carry_out(
     decide: Callable[[Survey], Plan],
     now: str,
     keep_days: int,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Done]:
     """Carry out decisions one by one, each under the lock and only if it still stands."""
     done = []
     for decision in decisions:
+        if should_stop():
+            break
         with exclusive(layout):
             # Since the decision a person may have pinned it, restored from it, or deleted another.
             still = {(found.path, found.action) for found in decide(survey(layout)).go}

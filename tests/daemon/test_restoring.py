@@ -172,6 +172,17 @@ restoring.commit_again = slowly
 """
 
 
+SLOW_RETENTION = """
+import time
+from trainer_tui.versions import keeping
+original = keeping.apply
+def slowly(*rest, **named):
+    time.sleep(0.1)
+    return original(*rest, **named)
+keeping.apply = slowly
+"""
+
+
 def begin_restore(daemon: Harness, number: int) -> Any:
     """Ask for it in a thread; returns once the commit is about to be made."""
     answers: list[Any] = []
@@ -281,3 +292,24 @@ def test_stop_after_file_finishes_a_file_that_an_earlier_trainer_began(daemon: H
     assert daemon.job("next.jsonl")["state"] == "waiting"
     assert daemon.training()["intent"]["training"] == "stopped"
     assert daemon.training()["restarts"] == 1
+
+
+def test_commits_that_come_faster_than_they_are_looked_after_hold_nobody_up(tmp_path) -> None:
+    """A toy commits every few milliseconds; retention and automatic versions lag behind, and a
+    person who wants something must not wait for all of that. Old checkpoints still go."""
+    settings = SETTINGS + "[retention]\ncheckpoints = 2\n"
+    workspace = make_workspace(tmp_path / "ws", settings, **LONG, save_every=1, step_s=0.02)
+    plant(workspace, "long.jsonl")
+    daemon = Harness(workspace)
+    daemon.prelude = SLOW_RETENTION
+    daemon.start()
+    try:
+        wait_for(lambda: step(daemon) > 150)
+        for text in ("first", "second"):
+            daemon.post("/v1/versions", {"description": text}, timeout_s=5)
+        kept = list(checkpoints.list_folders(workspace.current_model))
+        assert len(kept) < 100, "retention had its turn although commits never ceased"
+        set_stub(workspace, **LONG, save_every=1_000_000)
+        wait_for(lambda: len(list(checkpoints.list_folders(workspace.current_model))) <= 4)
+    finally:
+        daemon.close()
