@@ -77,7 +77,8 @@ def view(
         end = _after(start, tokens_of(job, context.epochs), context)
         return _view(job, context, standing.place, why, start, end, None)
     if job.state == "processing":
-        return _view(job, context, None, "", NOW_S, context.in_hand_s, None)
+        why = TRAINED if job.id in context.trained else ""
+        return _view(job, context, None, why, NOW_S, context.in_hand_s, None)
     return _view(job, context, None, "", None, None, error)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemon_harness import Harness, make_workspace, plant, set_stub, wait_for
@@ -247,3 +248,32 @@ def test_idle_trainer_frees_the_gpu(serve):
     training = daemon.training()
     assert training["state"] == "idle"
     assert training["restarts"] == 0
+
+
+def test_a_trained_file_says_that_it_waits_for_its_checkpoint(tmp_path) -> None:
+    """In the list, in its page and in the event that a screen lives on; not 0 %."""
+    workspace = make_workspace(tmp_path / "ws", "", steps=3, step_s=0.3)
+    first = plant(workspace, "first.jsonl")
+    plant(workspace, "second.jsonl")
+    daemon = Harness(workspace).start()
+    try:
+        with daemon.events() as stream:
+            wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "second.jsonl")
+            set_stub(workspace, steps=100_000, step_s=0.05)
+
+            def told(data: dict[str, Any]) -> bool:
+                return any(
+                    job["id"] == first.id and job["why_waiting"] and job["fraction"] == 1.0
+                    for job in data["changed"]
+                )
+
+            stream.until("jobs", told)
+        job = daemon.job("first.jsonl")
+        assert (job["state"], job["fraction"]) == ("processing", 1.0)
+        assert job["why_waiting"] == "trained, waits for its checkpoint"
+        assert daemon.job("second.jsonl")["why_waiting"] == ""
+        daemon.post("/v1/training/checkpoint")
+        daemon.until_job("first.jsonl", "completed")
+        assert daemon.job("first.jsonl")["why_waiting"] == ""
+    finally:
+        daemon.close()

@@ -14,6 +14,7 @@ from trainer_tui.safety.errors import Refused
 from trainer_tui.tui import moments, picture
 from trainer_tui.tui.findings import Finding
 from trainer_tui.tui.glyphs import UNICODE
+from trainer_tui.tui.panels import queue
 from trainer_tui.tui.panels.loss import marks_of
 from trainer_tui.tui.view import Point, Said, View
 
@@ -212,3 +213,36 @@ def test_without_cairosvg_the_reply_says_what_is_missing(
     monkeypatch.setitem(__import__("sys").modules, "cairosvg", None)
     files, missing = picture.save_picture("<svg/>", tmp_path)
     assert [file.suffix for file in files] == [".svg"] and "trainer-tui[png]" in missing
+
+
+def finish(server: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """A job is done: it moves to the end of the list."""
+    state = server.state
+    done = job | {"state": "completed", "place": None, "finished_at": "2026-11-24T12:00:00.000Z"}
+    state.jobs = [other for other in state.jobs if other["id"] != job["id"]] + [done]
+    state.revision += 1
+    state.publish("jobs", {"revision": state.revision, "changed": [done], "removed": []})
+    return done
+
+
+async def test_left_alone_the_queue_shows_what_trains_not_what_was_selected_first(
+    server: Any, stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first waiting job is selected at the start; weeks later it has long been done."""
+    first = next(job for job in server.state.jobs if job["state"] == "waiting")
+    running = server.state.jobs[0]
+    async with stage(server) as on:
+        panel = on.app.query_one("#queue")
+        assert panel.selected == first["id"]
+        monkeypatch.setattr(queue, "LEFT_ALONE_S", -1.0)
+        finish(server, first)
+        await on.until(lambda: panel.selected != first["id"], "let go of")
+        assert panel.job is not None and panel.job.state == "waiting"
+        assert f"#{running['id']}" in on.text("queue").splitlines()[1], "what trains is in sight"
+
+        monkeypatch.setattr(queue, "LEFT_ALONE_S", 60.0)
+        await on.press("2", "j")
+        chosen = panel.selected
+        finish(server, next(job for job in server.state.jobs if job["id"] == chosen))
+        await on.until(lambda: on.app.view.job(chosen).state == "completed", "done")
+        assert panel.selected == chosen, "somebody is looking at it"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from textual import events
 from textual.timer import Timer
 
+from trainer_tui.safety import clock
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.glyphs import Glyphs, bar
@@ -21,6 +22,7 @@ from trainer_tui.tui.view import Job, Panel, View
 
 PRIORITY_WORDS = {"high": "HIGH", "normal": "normal", "low": "low"}
 EDGE_SCROLL_S = 0.12
+LEFT_ALONE_S = 30.0  # then a finished job is no longer held on to
 RUNNING = ("starting", "training", "evaluating", "saving", "pausing", "stopping")
 IDS_LOOKED_AT = 2000
 LATE_COLUMNS = 92  # from this width on, the 90th percentile too
@@ -184,6 +186,7 @@ class QueuePanel(ListPanel):
     def __init__(self) -> None:
         super().__init__(id=Panel.QUEUE.value)
         self.drag: Drag | None = None
+        self._chosen_s = 0.0  # when somebody last chose a row; monotonic
         self._edge: Timer | None = None
         self._edge_step = 0
 
@@ -196,6 +199,19 @@ class QueuePanel(ListPanel):
 
     def first_choice(self) -> int:
         return next((i for i, job in enumerate(self.jobs) if job.state == "waiting"), 0)
+
+    def changed(self) -> None:
+        self._chosen_s = clock.monotonic_s()
+        super().changed()
+
+    def _settle(self, keys: list[object]) -> int:
+        """Left alone, the selection does not follow a job to the end of the list: what trains is
+        what is shown."""
+        job = self.screen_app.view.job(self._key) if isinstance(self._key, int) else None
+        over = job is not None and job.state in ("completed", "failed")
+        if over and clock.monotonic_s() - self._chosen_s > LEFT_ALONE_S:
+            self._key, self._top = None, 0
+        return super()._settle(keys)
 
     @property
     def job(self) -> Job | None:
