@@ -246,3 +246,7 @@ async def test_left_alone_the_queue_shows_what_trains_not_what_was_selected_firs
         finish(server, next(job for job in server.state.jobs if job["id"] == chosen))
         await on.until(lambda: on.app.view.job(chosen).state == "completed", "done")
         assert panel.selected == chosen, "somebody is looking at it"
+        panel.changed()  # as by a key: the job had ended by then
+        monkeypatch.setattr(queue, "LEFT_ALONE_S", -1.0)
+        await on.pilot.pause(0.1)
+        assert panel.selected == chosen, "and reads how it went, as long as it takes"

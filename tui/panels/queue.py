@@ -22,7 +22,7 @@ from trainer_tui.tui.view import Job, Panel, View
 
 PRIORITY_WORDS = {"high": "HIGH", "normal": "normal", "low": "low"}
 EDGE_SCROLL_S = 0.12
-LEFT_ALONE_S = 30.0  # then a finished job is no longer held on to
+LEFT_ALONE_S = 30.0  # then a job that has ended since is no longer held on to
 RUNNING = ("starting", "training", "evaluating", "saving", "pausing", "stopping")
 IDS_LOOKED_AT = 2000
 LATE_COLUMNS = 92  # from this width on, the 90th percentile too
@@ -187,6 +187,7 @@ class QueuePanel(ListPanel):
         super().__init__(id=Panel.QUEUE.value)
         self.drag: Drag | None = None
         self._chosen_s = 0.0  # when somebody last chose a row; monotonic
+        self._ended_when_chosen = False
         self._edge: Timer | None = None
         self._edge_step = 0
 
@@ -201,15 +202,20 @@ class QueuePanel(ListPanel):
         return next((i for i, job in enumerate(self.jobs) if job.state == "waiting"), 0)
 
     def changed(self) -> None:
-        self._chosen_s = clock.monotonic_s()
+        self._chosen_s, self._ended_when_chosen = clock.monotonic_s(), self._ended
         super().changed()
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the job that is held on to is done or failed."""
+        job = self.screen_app.view.job(self._key) if isinstance(self._key, int) else None
+        return job is not None and job.state in ("completed", "failed")
 
     def _settle(self, keys: list[object]) -> int:
         """Left alone, the selection does not follow a job to the end of the list: what trains is
         what is shown."""
-        job = self.screen_app.view.job(self._key) if isinstance(self._key, int) else None
-        over = job is not None and job.state in ("completed", "failed")
-        if over and clock.monotonic_s() - self._chosen_s > LEFT_ALONE_S:
+        left_alone = clock.monotonic_s() - self._chosen_s > LEFT_ALONE_S
+        if self._ended and not self._ended_when_chosen and left_alone:
             self._key, self._top = None, 0
         return super()._settle(keys)
 
