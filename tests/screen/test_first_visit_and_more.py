@@ -14,7 +14,7 @@ from trainer_tui.safety.errors import Refused
 from trainer_tui.tui import moments, picture
 from trainer_tui.tui.findings import Finding
 from trainer_tui.tui.glyphs import UNICODE
-from trainer_tui.tui.panels import queue
+from trainer_tui.tui.panels import events, queue
 from trainer_tui.tui.panels.loss import marks_of
 from trainer_tui.tui.view import Point, Said, View
 
@@ -223,6 +223,29 @@ def finish(server: Any, job: dict[str, Any]) -> dict[str, Any]:
     state.revision += 1
     state.publish("jobs", {"revision": state.revision, "changed": [done], "removed": []})
     return done
+
+
+async def test_left_alone_the_events_show_the_newest(
+    server: Any, stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage(server, (120, 40)) as on:
+        panel = on.app.query_one("#events")
+
+        async def more(word: str) -> None:
+            for number in range(30):
+                server.state.said("info", "job", f"{word} {number}")
+            await on.until(lambda: on.app.view.said[0].text == f"{word} 29", "they came")
+            await on.pilot.pause(0.1)
+
+        await more("first")
+        assert "first 29" in on.text("events").splitlines()[1], "nobody has chosen an older one"
+        await on.press("4", "j", "j", "j")
+        assert panel.event.text == "first 26"
+        await more("second")
+        assert panel.event.text == "first 26" and "first 26" in on.text("events")
+        monkeypatch.setattr(events, "LEFT_ALONE_S", -1.0)
+        await more("third")
+        assert "third 29" in on.text("events").splitlines()[1]
 
 
 async def test_left_alone_the_queue_shows_what_trains_not_what_was_selected_first(

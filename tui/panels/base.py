@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from textual import events
 
+from trainer_tui.safety import clock
 from trainer_tui.tui.canvas import Canvas
 from trainer_tui.tui.frame import framed
 from trainer_tui.tui.ink import Line, Row
@@ -70,6 +71,7 @@ class ListPanel(FramedPanel):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
         self._key: object = None
+        self._chosen_s = 0.0  # when somebody last chose a row; monotonic
         self._index = 0
         self._top = 0
         self._filter = ""
@@ -99,6 +101,10 @@ class ListPanel(FramedPanel):
                 self._key = keys[self._index]
         return self._index
 
+    def left_alone(self, limit_s: float) -> bool:
+        """Nobody has chosen a row for so long."""
+        return clock.monotonic_s() - self._chosen_s > limit_s
+
     def first_choice(self) -> int:
         """The index that is selected before anyone has chosen."""
         return 0
@@ -126,6 +132,7 @@ class ListPanel(FramedPanel):
         self.changed()
 
     def changed(self) -> None:
+        self._chosen_s = clock.monotonic_s()
         self.repaint()
         self.screen_app.selection_changed()
 

@@ -13,6 +13,7 @@ from trainer_tui.tui.view import Panel, Said, View
 
 FRAME_ROWS = 6  # from here on the panel has a frame
 OLDER_KEPT = 2000
+LEFT_ALONE_S = 120.0  # then an older event is no longer held on to
 NOTHING = " nothing has happened yet"
 LEVELS = ("info", "warning", "error")
 
@@ -89,6 +90,7 @@ def terms_of(wanted: str) -> dict[str, object]:
 class EventsPanel(ListPanel):
     number = 4
     title_text = "Events"
+    sticky = False  # the newest are in sight until somebody goes to an older one
 
     def __init__(self) -> None:
         super().__init__(id=Panel.EVENTS.value)
@@ -96,6 +98,12 @@ class EventsPanel(ListPanel):
         self._joint = 0  # the view's oldest when they came
         self._reached = 0  # the oldest that was looked at
         self.exhausted = False  # nothing older matches
+
+    def _settle(self, keys: list[object]) -> int:
+        """Whoever went to an older one and left finds the newest in sight again."""
+        if self._key is not None and self.left_alone(LEFT_ALONE_S):
+            self._key, self._top = None, 0
+        return super()._settle(keys)
 
     @property
     def events(self) -> list[Said]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from textual import events
 from textual.timer import Timer
 
-from trainer_tui.safety import clock
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
 from trainer_tui.tui.glyphs import Glyphs, bar
@@ -186,7 +185,6 @@ class QueuePanel(ListPanel):
     def __init__(self) -> None:
         super().__init__(id=Panel.QUEUE.value)
         self.drag: Drag | None = None
-        self._chosen_s = 0.0  # when somebody last chose a row; monotonic
         self._ended_when_chosen = False
         self._edge: Timer | None = None
         self._edge_step = 0
@@ -202,7 +200,7 @@ class QueuePanel(ListPanel):
         return next((i for i, job in enumerate(self.jobs) if job.state == "waiting"), 0)
 
     def changed(self) -> None:
-        self._chosen_s, self._ended_when_chosen = clock.monotonic_s(), self._ended
+        self._ended_when_chosen = self._ended
         super().changed()
 
     @property
@@ -214,8 +212,7 @@ class QueuePanel(ListPanel):
     def _settle(self, keys: list[object]) -> int:
         """Left alone, the selection does not follow a job to the end of the list: what trains is
         what is shown."""
-        left_alone = clock.monotonic_s() - self._chosen_s > LEFT_ALONE_S
-        if self._ended and not self._ended_when_chosen and left_alone:
+        if self._ended and not self._ended_when_chosen and self.left_alone(LEFT_ALONE_S):
             self._key, self._top = None, 0
         return super()._settle(keys)
 
