@@ -13,6 +13,8 @@ import pytest
 from daemon_harness import Harness, chat_rows, wait_for
 
 from trainer_tui.safety import checkpoints, manifest
+from trainer_tui.safety.hashing import hash_file
+from trainer_tui.safety.workspace import Workspace
 
 pytestmark = pytest.mark.end_to_end
 SETTINGS = """
@@ -35,11 +37,24 @@ backoff_s = [0.1]
 PATIENCE_S = 120.0
 
 
+def base_model(workspace: Workspace) -> dict[str, tuple[str, int]]:
+    """What is in its folder: content and time of change of every file."""
+    return {
+        str(path.relative_to(workspace.models)): (hash_file(path), path.stat().st_mtime_ns)
+        for path in (workspace.models / "base").rglob("*")
+        if path.is_file()
+    }
+
+
+BASE_BEFORE: dict[str, tuple[str, int]] = {}
+
+
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory) -> Iterator[Harness]:
     """A file is learnt; the tests go on from there, one after the other."""
     place = tmp_path_factory.mktemp("real")
     workspace = guarded.real_workspace(place / "ws", guarded.tiny_base(place / "base"), SETTINGS)
+    BASE_BEFORE.update(base_model(workspace))
     harness = Harness(workspace, "trainer_tui.engine.entry").start()
     learn(harness, "a")
     yield harness
@@ -177,6 +192,12 @@ def test_the_disk_page_names_what_versions_would_let_go_and_why(daemon):
     offers = daemon.get("/v1/disk")["would_go"]
     assert {offer["owner"] for offer in offers} >= {"versions"}
     assert all(offer["bytes"] > 0 and offer["why"] for offer in offers)
+
+
+def test_the_base_model_is_as_it_was_put_there(daemon):
+    """After training, versions, restores with and without optimizer, retention and a refusal."""
+    assert any(name.endswith(".safetensors") for name in BASE_BEFORE)
+    assert base_model(daemon.workspace) == BASE_BEFORE
 
 
 def test_the_best_figure_after_a_restart_is_of_the_whole_set_in_use(daemon):
