@@ -113,6 +113,29 @@ def test_state_round_trip_continues_bit_for_bit(precision: Precision, moments: M
         assert torch.equal(whole, resumed)
 
 
+@pytest.mark.parametrize(("precision", "moments"), ALL_KINDS)
+def test_one_that_forgot_goes_on_like_a_new_one(precision: Precision, moments: Moments) -> None:
+    """What a version without its optimizer is loaded into, in every precision."""
+    model = Small(dtype_of(precision))
+    optimizer = MasterAdamW(model, precision, SETTINGS, moments)
+
+    def train(model: Small, optimizer: MasterAdamW) -> list[torch.Tensor]:
+        for step in range(3):
+            model.set_gradients(step)
+            optimizer.clip_and_step(1e-2, 2.0, 1.0)
+            optimizer.zero_grad()
+        state = optimizer.state_tensors()
+        return [*model.state_dict().values(), *(state[name] for name in sorted(state))]
+
+    train(model, optimizer)
+    model.load_state_dict(Small(dtype_of(precision)).state_dict())  # into the same tensors
+    optimizer.forget()
+    fresh = Small(dtype_of(precision))
+    again = train(model, optimizer)
+    new = train(fresh, MasterAdamW(fresh, precision, SETTINGS, moments))
+    assert all(torch.equal(one, other) for one, other in zip(again, new, strict=True))
+
+
 def test_a_missing_surplus_or_recast_tensor_is_refused_by_name() -> None:
     optimizer = MasterAdamW(Small())
     saved = {n: t.clone() for n, t in optimizer.state_tensors().items()}
