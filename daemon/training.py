@@ -169,10 +169,9 @@ class Training(Hearing):
         await self.collect(quick=False)
         if in_hand is not None and in_hand.id not in {job.id for job in desk.processing}:
             end = replace(end, in_hand=None)  # the last commit completed it
-        if self.present.aside or self.present.asked == "take_up":
-            # No step was being run: it ended for something else than its file.
-            if end.in_hand is not None:
-                await desk.end_attempt(end.in_hand, "interrupted")
+        at_rest = self.present.aside or self.present.asked == "take_up"  # no step was being run
+        if end.in_hand is not None and (end.meant or at_rest):
+            await desk.end_attempt(end.in_hand, "interrupted")  # nothing of it is its file's fault
             end = replace(end, in_hand=None)
         self.trainer, self.present, self.in_hand = None, Present(ready=False), None
         self._resuming = False
@@ -180,8 +179,6 @@ class Training(Hearing):
         self.figures.end_job()
         if end.meant:
             log.info("trainer %d ended as asked", trainer.pid)
-            if end.in_hand is not None:
-                await desk.end_attempt(end.in_hand, "interrupted")
             return
         verdict = await self.aftermath.crashed(trainer, end, self._failed)
         if verdict.then == "degrade":

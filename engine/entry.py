@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from trainer_tui.engine import deaths, step_mark
+from trainer_tui.engine.aside import wait_for_lock
 from trainer_tui.engine.control import Control
 from trainer_tui.safety import clock, durable, locks, logs
 from trainer_tui.safety.config import Config
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trainer")
 
-LOCK_WAIT_S = 120.0
-LOCK_POLL_S = 0.05
 STACK_CHARACTERS = 8000
 
 
@@ -138,18 +137,12 @@ def _take_lock(workspace: Workspace, control: Control) -> locks.Lock | None:
     """The `.writer` lock: a writer of the last trainer may still be committing.
 
     Raises:
-        Locked: it is still held after `LOCK_WAIT_S`.
+        Locked: it is held too long.
     """
     durable.make_directory(workspace.current_model)
     durable.make_directory(workspace.ledger)
-    deadline_s = clock.monotonic_s() + LOCK_WAIT_S
-    while (lock := locks.acquire(workspace.writer_lock)) is None:
-        if control.wait_out(LOCK_POLL_S):
-            return None
-        if clock.monotonic_s() >= deadline_s:
-            owner = locks.owner_note(workspace.writer_lock) or "another process"
-            raise Locked(f"{workspace.writer_lock} is held by {owner}", "end that process")
-    return lock
+    path = workspace.writer_lock
+    return wait_for_lock(lambda: locks.acquire(path), path, control)
 
 
 def describe(problem: Exception) -> tuple[str, str, str]:

@@ -32,7 +32,6 @@ from trainer_tui.engine.metrics import Meter, Sink, open_sinks
 from trainer_tui.engine.profiles import Profile
 from trainer_tui.engine.saver import Saver
 from trainer_tui.engine.session import Session
-from trainer_tui.engine.states import Elsewhere
 from trainer_tui.engine.step import Stepper
 from trainer_tui.engine.work import TooManyNans, Work
 from trainer_tui.safety import durable
@@ -164,12 +163,10 @@ class Trainer:
             self._workspace, session.config, loaded.template, loaded.stop_id, session.heart.beat
         )
         try:
-            going: Elsewhere | None = Elsewhere(halted=False)
-            while going is not None:
-                make = self._make_work, self._idle_measuring
-                going = Loop(session, opener, *make, halted=going.halted).run()
-                if going is not None and not self._load_again():
-                    going = None
+            make = self._make_work, self._idle_measuring
+            elsewhere = Loop(session, opener, *make).run()
+            while elsewhere is not None and self._load_again():
+                elsewhere = Loop(session, opener, *make, halted=elsewhere.halted).run()
         except TooManyNans:
             # The updates were skipped, so the weights are still those of the last good boundary.
             session.read_late_figures = lambda: None

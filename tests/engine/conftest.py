@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from engine_driver import Driver, make_workspace  # noqa: E402
+from engine_driver import Driver, drivers  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +31,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_driver(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[..., Driver]]:
-    """Makes workspaces with the tiny model and a driver for each; ends what is left over."""
-    made: list[Driver] = []
-
-    def make(name: str = "ws", **config: object) -> Driver:
-        driver = Driver(make_workspace(tmp_path / name, tiny_model), config)
-        made.append(driver)
-        return driver
-
-    yield make
-    for driver in made:
-        driver.end()
+    with drivers(tmp_path, tiny_model) as make:
+        yield make
     for path in tmp_path.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +78,20 @@ def toy_rows(count: int, seed: int) -> list[str]:
         ]
         rows.append(json.dumps({"messages": turns}))
     return rows
+
+
+@contextlib.contextmanager
+def drivers(root: Path, model: Path) -> Iterator[Callable[..., Driver]]:
+    """Makes workspaces with this model and a driver for each; ends what is left over."""
+    made: list[Driver] = []
+
+    def make(name: str = "ws", **config: object) -> Driver:
+        made.append(Driver(make_workspace(root / name, model), config))
+        return made[-1]
+
+    yield make
+    for driver in made:
+        driver.end()
 
 
 class Driver:

@@ -37,7 +37,7 @@ from trainer_tui.versions.store import VersionStore
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: bit-equality wants one thread
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from engine_driver import Driver, make_workspace, toy_rows
+from engine_driver import Driver, drivers, toy_rows
 
 pytestmark = pytest.mark.end_to_end
 LONG = 400  # rows: more steps than any of these tests waits for
@@ -55,15 +55,8 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_driver(tmp_path: Path, tiny: Path) -> Iterator[Callable[..., Driver]]:
-    made: list[Driver] = []
-
-    def make(name: str = "ws", **config: object) -> Driver:
-        made.append(Driver(make_workspace(tmp_path / name, tiny), config))
-        return made[-1]
-
-    yield make
-    for driver in made:
-        driver.end()
+    with drivers(tmp_path, tiny) as make:
+        yield make
 
 
 def newest_folder(driver: Driver) -> Path:
@@ -89,6 +82,14 @@ def with_a_version(driver: Driver, rows: list[str]) -> VersionStore:
     store.create(newest_folder(driver), "after the first file")
     driver.add_job(toy_rows(LONG, 9))
     return store
+
+
+def standing_aside(driver: Driver) -> tuple[VersionStore, int]:
+    """A version, a long file begun, and the trainer has let go of the model; with its step."""
+    store = with_a_version(driver, toy_rows(12, 1))
+    ask_at(driver, 2, 5, LetGo())
+    driver.start()
+    return store, driver.wait_for(HasLetGo).global_step
 
 
 def lock_is_free(driver: Driver) -> bool:
@@ -137,10 +138,7 @@ def test_what_is_loaded_in_place_trains_on_bit_for_bit_like_a_new_process(
 
 def test_nothing_restored_means_that_training_goes_on_at_the_very_next_step(make_driver):
     driver = make_driver()
-    with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 5, LetGo())
-    driver.start()
-    stood_at = driver.wait_for(HasLetGo).global_step
+    _, stood_at = standing_aside(driver)
     assert [m.reason for m in driver.all_of(Committed)] == ["restore"]
     assert newest_folder(driver).name == f"checkpoint-{stood_at}"
     assert lock_is_free(driver)
@@ -214,10 +212,7 @@ def test_what_is_asked_meanwhile_is_done_afterwards_and_commits_nothing_before(m
 def test_an_end_while_it_stands_aside_commits_nothing_and_loses_nothing(make_driver, how):
     """Whoever restores meanwhile holds the lock; the next process goes on from what it made."""
     driver = make_driver()
-    store = with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 5, LetGo())
-    driver.start()
-    driver.wait_for(HasLetGo)
+    store, _ = standing_aside(driver)
     names = driver.checkpoint_names()
     if how == "kill":
         driver.kill_all()
@@ -241,10 +236,7 @@ def test_it_waits_for_whoever_holds_the_model_and_does_not_believe_the_word(make
     """`TakeUp` says only that it may: the lock and the disk say when, and from what. A wish to
     stop after the file is none to leave at once."""
     driver = make_driver()
-    with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 5, LetGo())
-    driver.start()
-    driver.wait_for(HasLetGo)
+    standing_aside(driver)
     held = locks.acquire(driver.workspace.writer_lock)
     assert held is not None
     for message in (TakeUp(), *behind):
@@ -263,10 +255,7 @@ def test_it_waits_for_whoever_holds_the_model_and_does_not_believe_the_word(make
 
 def test_a_restore_that_comes_after_it_was_called_back_gets_the_model_in_the_end(make_driver):
     driver = make_driver()
-    store = with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 5, LetGo())
-    driver.start()
-    driver.wait_for(HasLetGo)
+    store, _ = standing_aside(driver)
     for message in (TakeUp(), LetGo()):
         driver.send(message)
     done = store.restore(1, wait_s=30)  # either of the two has the lock first
@@ -295,10 +284,7 @@ def test_a_checkpoint_of_another_shape_is_left_to_a_new_process(make_driver):
     from trainer_tui.safety import manifest
 
     driver = make_driver()
-    with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 5, LetGo())
-    driver.start()
-    step = driver.wait_for(HasLetGo).global_step
+    _, step = standing_aside(driver)
     left = newest_folder(driver)
     staging, final = left.with_name(".staging-x"), left.with_name(f"checkpoint-{step + 1}")
     shutil.copytree(left, staging)

@@ -16,7 +16,7 @@ from trainer_tui.versions.store import VersionStore
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: bit-equality wants one thread
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from engine_driver import Driver, make_workspace, toy_rows
+from engine_driver import Driver, drivers, toy_rows
 
 pytestmark = pytest.mark.end_to_end
 
@@ -27,15 +27,8 @@ def make_driver(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
 
     model = tmp_path / "tiny"
     toy_model.build(model, seed=3, size="tiny")
-    made: list[Driver] = []
-
-    def make(name: str) -> Driver:
-        made.append(Driver(make_workspace(tmp_path / name, model), {}))
-        return made[-1]
-
-    yield make
-    for driver in made:
-        driver.end()
+    with drivers(tmp_path, model) as make:
+        yield make
 
 
 def newest_folder(driver: Driver) -> Path:
