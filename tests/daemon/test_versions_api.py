@@ -23,10 +23,15 @@ def daemon(tmp_path_factory) -> Iterator[Harness]:
     harness.close()
 
 
-def make(daemon: Harness, text: str):
-    """A version of a step of its own, with training going on."""
+def a_step_later(daemon: Harness) -> None:
+    """There is at least one step that was not there before."""
     at = daemon.training()["global_step"] or 0
     wait_for(lambda: (daemon.training()["global_step"] or 0) > at)
+
+
+def make(daemon: Harness, text: str):
+    """A version of a step of its own, with training going on."""
+    a_step_later(daemon)
     return daemon.post("/v1/versions", {"description": text})
 
 
@@ -39,6 +44,7 @@ def test_rollback_commits_an_older_version_and_training_goes_on_from_it(daemon):
     assert second["global_step"] > first["global_step"]
     shown = daemon.get("/v1/versions/rollback")["version"]["number"]
     assert shown == first["number"]
+    a_step_later(daemon)
     daemon.post("/v1/training/checkpoint")  # the target of now is another one after this
     assert daemon.get("/v1/versions/rollback")["version"]["number"] == second["number"]
     answer = daemon.post("/v1/versions/rollback", {"version": shown}, timeout_s=60)
