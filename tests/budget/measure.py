@@ -154,12 +154,23 @@ def attached(
             daemon.wait()
 
 
+def settle(terminal: Terminal, still: bool) -> None:
+    """The start is over: silent for a second, or where steps come, for 2.5 s of them."""
+    if not still:
+        terminal.read(2.5)
+        return
+    until_s = time.monotonic() + 30
+    while terminal.read(1.0):
+        if time.monotonic() > until_s:
+            raise AssertionError("a screen on which nothing changes was never silent")
+
+
 def measure(columns: int, rows: int, seconds: float, still: bool, jobs: int = 0) -> Cost:
     """Attach a screen of that size to a fake daemon and watch it for `seconds`."""
     with attached(columns, rows, still, jobs) as terminal:
         terminal.read(10, until=b"support.jsonl")
         first_frame_s = time.monotonic() - terminal.started_s
-        terminal.read(2.5)
+        settle(terminal, still)
         process = psutil.Process(terminal.process.pid)
         before, at_s = process.cpu_times(), time.monotonic()
         end_s, count = at_s + seconds, 0

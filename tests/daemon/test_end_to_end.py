@@ -27,7 +27,7 @@ after_every_file = true
 [supervision]
 backoff_s = [0.1]
 """
-ROWS = 40
+ROWS = 300  # some twenty steps: much is left when the trainer is killed after three
 PATIENCE_S = 120.0
 
 
@@ -41,6 +41,7 @@ def test_files_are_learnt_once_although_the_trainer_is_killed(tmp_path):
     try:
         wait_for(lambda: (daemon.training()["global_step"] or 0) >= 3, PATIENCE_S)
         os.kill(daemon.training()["trainer_pid"], signal.SIGKILL)
+        wait_for(lambda: daemon.training()["restarts"] == 1)
         daemon.until_job("a.jsonl", "completed", PATIENCE_S)
         daemon.until_job("b.jsonl", "completed", PATIENCE_S)
         training = daemon.until_training("idle", PATIENCE_S)
