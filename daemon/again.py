@@ -7,7 +7,6 @@ a restore took out of the model. The old job stays as history.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 
 import msgspec
 
@@ -23,11 +22,15 @@ from trainer_tui.queue.job import (
 )
 from trainer_tui.queue.store import Queue
 from trainer_tui.safety import durable
-from trainer_tui.safety.errors import Refused, TrainerTuiError
+from trainer_tui.safety.errors import Refused
 
 
-def train_again(queue: Queue, job_id: int, added_by: str) -> Job:
+def train_again(queue: Queue, job_id: int, added_by: str, *, after_restore: bool = False) -> Job:
     """Admit a copy of a completed job; one that waits already is returned as it is.
+
+    Args:
+        after_restore: a restore took it out of the model. It is withdrawn should another one
+            bring it back.
 
     Raises:
         NotFound: there is no such job.
@@ -56,29 +59,13 @@ def train_again(queue: Queue, job_id: int, added_by: str) -> Job:
             val_before=None,
             val_after=None,
             skipped_fraction=None,
+            after_restore=after_restore,
         )
         durable.write_new(staged / META_NAME, encode_meta(meta))
         return queue.admit(staged, job.priority, added_by=added_by, again=True, parent_job=job_id)
     except BaseException:
         queue.discard(staged)
         raise
-
-
-def back_to_the_queue(
-    queue: Queue, job_ids: Iterable[int], added_by: str
-) -> tuple[list[Job], list[str]]:
-    """`train_again` for what a restore took out of the model, in the order of `job_ids`.
-
-    Returns:
-        The jobs that wait now, and a sentence for each one that could not be queued.
-    """
-    waiting, problems = [], []
-    for job_id in job_ids:
-        try:
-            waiting.append(train_again(queue, job_id, added_by))
-        except TrainerTuiError as problem:
-            problems.append(f"#{job_id} stays out of the queue: {problem.message}")
-    return waiting, problems
 
 
 def lost(queue: Queue, committed_at: str) -> list[Job]:

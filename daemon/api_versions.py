@@ -9,12 +9,13 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer_tui.daemon import again
+from trainer_tui.daemon.after_restore import Asked
 from trainer_tui.daemon.api_training import Body, who
 from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import json_response
+from trainer_tui.daemon.keeper import GoneBack
 from trainer_tui.daemon.revision import check_revision
-from trainer_tui.queue.job import Job
+from trainer_tui.versions import emergency
 
 Number = Annotated[int, Path(ge=0, le=2**31)]
 
@@ -52,17 +53,14 @@ class Undone(Body):
     requeue: bool = False
 
 
-async def _restored(house: House, restored: dict[str, Any], requeue: bool, by: str) -> Response:
-    """The reply, once the files trained since wait again in the order they were trained in."""
-    jobs, problems = list[Job](), list[str]()
-    if requeue:
-        ids = [file["job_id"] for file in reversed(restored["files_since"])]
-        jobs, problems = await house.desk.ask(lambda queue: again.back_to_the_queue(queue, ids, by))
-        for job in jobs:
-            text = f"#{job.meta.parent_job} {job.name} is queued once more as #{job.id}"
-            house.teller.say("info", "job", text, job=job.id)
-    views = [await house.desk.view(job.id) for job in jobs]
-    document = {"restored": restored, "requeued": views, "not_requeued": problems}
+async def _restored(house: House, done: GoneBack) -> Response:
+    views = [await house.desk.view(job.id) for job in done.settled.requeued]
+    document = {
+        "restored": done.restored,
+        "requeued": views,
+        "not_requeued": done.settled.problems,
+        "withdrawn": done.settled.withdrawn,
+    }
     return json_response({**document, "status": house.status()})
 
 
@@ -96,12 +94,16 @@ def _add_emergencies(routes: APIRouter, house: House) -> None:
         found = await keeper.ask(lambda store: store.emergencies())
         return json_response({"emergencies": [entry.as_dict() for entry in found]})
 
+    @routes.get("/emergencies/{number}", summary="One of them, and what going back to it undoes")
+    async def emergency_of(number: Number) -> Response:
+        return json_response(await keeper.ask(lambda store: emergency.show(store.layout, number)))
+
     @routes.post("/emergencies/{number}/restore", summary="Undo a restore")
     async def restore(number: Number, request: Request, body: Undone | None = None) -> Response:
         wish = body or Undone()
         check_revision(request, wish.revision, house)
-        restored = await keeper.restore_emergency(number)
-        return await _restored(house, restored, wish.requeue, who(request))
+        asked = Asked(wish.requeue, who(request))
+        return await _restored(house, await keeper.restore_emergency(number, asked))
 
 
 def _add_reading(routes: APIRouter, house: House) -> None:
@@ -156,15 +158,17 @@ def _add_changing(routes: APIRouter, house: House) -> None:
     async def rollback(request: Request, body: Rollback | None = None) -> Response:
         wish = body or Rollback()
         check_revision(request, wish.revision, house)
-        restored = await keeper.rollback(wish.version, weights_only=wish.weights_only)
-        return await _restored(house, restored, wish.requeue, who(request))
+        asked = Asked(wish.requeue, who(request))
+        done = await keeper.rollback(wish.version, asked, weights_only=wish.weights_only)
+        return await _restored(house, done)
 
     @routes.post("/{number}/restore", summary="Commit a version again as the newest state")
     async def restore(number: Number, request: Request, body: Restore | None = None) -> Response:
         wish = body or Restore()
         check_revision(request, wish.revision, house)
-        restored = await keeper.restore(number, weights_only=wish.weights_only)
-        return await _restored(house, restored, wish.requeue, who(request))
+        asked = Asked(wish.requeue, who(request))
+        done = await keeper.restore(number, asked, weights_only=wish.weights_only)
+        return await _restored(house, done)
 
     @routes.post("/{number}/verify", summary="Hash every file")
     async def verify(number: Number) -> Response:

@@ -96,7 +96,7 @@ class Daemon:
         self._desk.on_change = self._on_queue_change
         self._desk.context = self._job_context
         self._keeper = Keeper(
-            self._workspace, self._settings, self._training, self._bus, self._teller
+            self._workspace, self._settings, self._training, self._desk, self._bus, self._teller
         )
         self._rollback_wish = RollbackWish(self._training, self._keeper, self._teller)
         self._inbox = Inbox(
@@ -154,6 +154,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
         await self._keeper.refresh()
+        await self._keeper.settling.at_start()
         await self._rounds.look_around()  # so that the first answer is whole
         record = daemon_record(self._workspace, status.version(), self._started_at)
         await asyncio.to_thread(durable.replace, self._workspace.daemon_file, record)

@@ -51,6 +51,7 @@ class Trainable:
     folder: Path
     file_sha256: str
     attempts: int
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ class Desk:
     def _trainable(self, job: Job) -> Trainable:
         folder = self._queue.path(job)
         attempts = job.attempts_without_progress
-        return Trainable(job.id, job.name, folder, job.meta.file_sha256, attempts)
+        parents = self._queue.parents(job)
+        return Trainable(job.id, job.name, folder, job.meta.file_sha256, attempts, parents)
 
     # --- a job's life, as training drives it -----------------------------------------------------
 

@@ -94,7 +94,11 @@ class Inbox:
     async def _watch(self) -> None:
         """Wake the loop when a file may have come; the fallback scan works without it (no inotify
         left, or more events at once than the kernel keeps)."""
+        loop = asyncio.get_running_loop()
         while True:
+            # Runs once this task waits for the first change, so once the kernel watches: what came
+            # after the last look and before that is told by nobody.
+            loop.call_soon(self._wake.set)
             try:
                 async for _ in awatch(
                     self._workspace.inbox,
@@ -107,7 +111,6 @@ class Inbox:
             except* (OSError, RuntimeError) as problems:
                 # A name that is not UTF-8 also ends up here: it is a change like any other.
                 log.warning("watching the inbox begins anew: %s", problems.exceptions[0])
-            self._wake.set()
             await asyncio.sleep(WATCH_AGAIN_S)
 
     async def _look_once(self) -> float:

@@ -12,13 +12,17 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer_tui.daemon.after_restore import Asked, Settled
 from trainer_tui.daemon.backups import Backups
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.completed import Committed
+from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.settings import Settings
+from trainer_tui.daemon.settling import Settling
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
 from trainer_tui.safety import checkpoints, messages
@@ -34,12 +38,22 @@ SAVE_TIMEOUT_S = 900.0
 WRITER_WAIT_S = 60.0
 COMMITS_BEHIND = 64  # an older one that nobody got round to makes no version any more
 COMMITS_BEFORE_RETENTION = 16
+NOT_ASKED = Asked()
+
+
+@dataclass(frozen=True, slots=True)
+class GoneBack:
+    """What a restore did, and what it meant for the queue."""
+
+    restored: dict[str, Any]
+    settled: Settled
 
 
 class Keeper:
     """Public methods run on the event loop; the store works on threads of its own.
 
-    `backups`: the second location. `latest`: number of the newest sound version.
+    `backups`: the second location. `settling`: restores and the queue. `latest`: number of the
+    newest sound version.
     """
 
     def __init__(
@@ -47,6 +61,7 @@ class Keeper:
         workspace: Workspace,
         settings: Settings,
         training: Training,
+        desk: Desk,
         bus: Bus,
         teller: Teller,
     ) -> None:
@@ -62,6 +77,7 @@ class Keeper:
         self._looking_after = False
         self._behind: deque[Committed] = deque(maxlen=COMMITS_BEHIND)
         self._closing = False
+        self.settling = Settling(workspace, desk, teller)
         self.backups = Backups(workspace, settings, teller, self._fetched)
         self.latest: int | None = None
         training.after_commit.append(self._committed)
@@ -111,26 +127,30 @@ class Keeper:
             await self._changed(f"{version.name} was made at step {version.global_step}")
             return version.as_dict()
 
-    async def restore(self, number: int, *, weights_only: bool = False) -> dict[str, Any]:
+    async def restore(
+        self, number: int, asked: Asked = NOT_ASKED, *, weights_only: bool = False
+    ) -> GoneBack:
         """Commit a version again as the newest state.
 
         Raises:
             NotFound, Corrupt, Refused: training goes on as it was.
         """
         async with self._changing():
-            return await self._restore(number, weights_only, "restore")
+            return await self._restore(number, weights_only, "restore", asked)
 
     async def rollback(
-        self, number: int | None = None, *, weights_only: bool = False
-    ) -> dict[str, Any]:
+        self, number: int | None = None, asked: Asked = NOT_ASKED, *, weights_only: bool = False
+    ) -> GoneBack:
         """Restore the version before the newest committed state, or `number`: the one a person was
         shown as that and said yes to, whatever has been committed since. Raises as `restore`."""
         async with self._changing():
             if number is None:
                 number = (await self._work(lambda store: store.rollback_target())).number
-            return await self._restore(number, weights_only, "rollback")
+            return await self._restore(number, weights_only, "rollback", asked)
 
-    async def _restore(self, number: int, weights_only: bool, reason: str) -> dict[str, Any]:
+    async def _restore(
+        self, number: int, weights_only: bool, reason: str, asked: Asked
+    ) -> GoneBack:
         def prove(store: VersionStore) -> None:
             if weights_only:
                 store.verify_weights(number)
@@ -146,15 +166,17 @@ class Keeper:
             lambda store: store.restore(
                 number, weights_only=weights_only, wait_s=WRITER_WAIT_S, reason=reason
             ),
+            asked,
         )
 
-    async def restore_emergency(self, number: int) -> dict[str, Any]:
+    async def restore_emergency(self, number: int, asked: Asked = NOT_ASKED) -> GoneBack:
         """Commit an emergency backup again as the newest state. Raises as `restore`."""
         async with self._changing():
             return await self._go_back(
                 await self._work(lambda store: emergency.get(store.layout, number).name),
                 lambda store: store.verify_emergency(number),
                 lambda store: store.restore_emergency(number, wait_s=WRITER_WAIT_S),
+                asked,
             )
 
     async def _go_back(
@@ -162,17 +184,22 @@ class Keeper:
         name: str,
         prove: Callable[[VersionStore], object],
         act: Callable[[VersionStore], Restored],
-    ) -> dict[str, Any]:
+        asked: Asked,
+    ) -> GoneBack:
         """While it goes on, its source is not let go of, however short the disk is."""
+        await self.settling.nothing_is_left()
         await self._work(lambda store: store.hold(name))
         try:
-            return await self._restore_proven(prove, act)
+            return await self._restore_proven(prove, act, asked)
         finally:
             self._store.in_use.discard(name)
 
     async def _restore_proven(
-        self, prove: Callable[[VersionStore], object], act: Callable[[VersionStore], Restored]
-    ) -> dict[str, Any]:
+        self,
+        prove: Callable[[VersionStore], object],
+        act: Callable[[VersionStore], Restored],
+        asked: Asked,
+    ) -> GoneBack:
         """The source is proven while the trainer commits what it has; when it is damaged, the
         trainer goes on at its next step. One that cannot go on in place ends only after the proof.
         """
@@ -186,11 +213,15 @@ class Keeper:
             if in_place:
                 await self._work(prove)
             await model_is_free()
-            restored = await self._work(act)
+            await self.settling.note(asked)
+            try:
+                restored = await self._work(act)
+            finally:  # before the trainer asks for its next file
+                settled = await self.settling.settle()
             self._training.figures.saved_step = None  # read again from the new checkpoint
             await self._training.collect(quick=False)
         await self._changed(f"{restored.source} was restored as {restored.checkpoint}")
-        return restored.as_dict()
+        return GoneBack(restored.as_dict(), settled)
 
     async def export(self, number: int, target: Path, *, with_optimizer: bool) -> Path:
         """Copy a version out; as long as that takes, everything else goes on.
@@ -252,6 +283,7 @@ class Keeper:
                 without_retention += 1
                 async with self._lock:
                     await self._told(self._make_due(committed))
+                    await self.settling.try_again()
                     if not self._behind or without_retention >= COMMITS_BEFORE_RETENTION:
                         without_retention = 0
                         await self._told(self._retain())

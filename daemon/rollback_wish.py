@@ -29,7 +29,7 @@ class RollbackWish:
 
     async def _grant(self, wish: WantRollback) -> None:
         try:
-            restored = await self._keeper.rollback()
+            restored = (await self._keeper.rollback()).restored
         except (TrainerTuiError, OSError) as problem:
             text = f"not rolled back after {wish.reason}: {problem}"
             self._teller.say("error", "version", text, job=wish.job_id)

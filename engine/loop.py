@@ -381,11 +381,8 @@ class Loop:
             self._save_now()
             return self._ask()
         try:
-            job = self._opener.open(
-                train,
-                session.progress.cursor_of(train.job_id),
-                session.pinned.get(train.job_id),
-            )
+            cursor, pinned = session.started(train)
+            job = self._opener.open(train, cursor, pinned)
         except JobRefusal as refusal:
             session.control.say(
                 JobRefused(train.job_id, refusal.error_class, refusal.message, refusal.hint)

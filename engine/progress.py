@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from trainer_tui.engine.schedule import CoolDown
 from trainer_tui.safety import clock
 from trainer_tui.safety.errors import Corrupt
@@ -46,6 +48,18 @@ class Progress:
     def with_cursor(self, cursor: Cursor) -> Progress:
         others = tuple(c for c in self.cursors if c.job_id != cursor.job_id)
         return replace(self, cursors=(*others, cursor))
+
+    def renamed(self, old: int, new: int) -> Progress:
+        """A started file goes on as another job."""
+        return replace(
+            self,
+            cursors=tuple(
+                msgspec.structs.replace(c, job_id=new) if c.job_id == old else c
+                for c in self.cursors
+            ),
+            spent_s={new if job == old else job: s for job, s in self.spent_s.items()},
+            val_before={new if job == old else job: x for job, x in self.val_before.items()},
+        )
 
     def after_step(
         self, cursor: Cursor, tokens: int, supervised_tokens: int, seconds: float

@@ -28,7 +28,8 @@ from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.heartbeat import HeartbeatWriter
 from trainer_tui.safety.locks import Lock
-from trainer_tui.safety.messages import Said
+from trainer_tui.safety.manifest import Cursor
+from trainer_tui.safety.messages import Said, Train
 from trainer_tui.safety.workspace import Workspace
 
 STATE_FORMAT = 1
@@ -80,6 +81,19 @@ class Session:
             "watch": boundary.watch.as_dict(),
             "pinned": {str(j): p.as_dict() for j, p in self.pinned.items() if j in started},
         }
+
+    def started(self, train: Train) -> tuple[Cursor | None, Pinned | None]:
+        """Where this file was left and the options it was started with; None for what is new. One
+        that was queued once more goes on where the job that it repeats was left."""
+        if self.progress.cursor_of(train.job_id) is None:
+            for parent in train.parents:
+                left = self.progress.cursor_of(parent)
+                if left is not None and left.file_sha256 == train.file_sha256:
+                    self.progress = self.progress.renamed(parent, train.job_id)
+                    if parent in self.pinned:
+                        self.pinned[train.job_id] = self.pinned[parent]
+                    break
+        return self.progress.cursor_of(train.job_id), self.pinned.get(train.job_id)
 
     def adopt(self, loaded: Loaded) -> None:
         """Go on from another state, which the live tensors hold by now. Raises Corrupt."""

@@ -144,6 +144,18 @@ class QueueBase:
         with self._lock:
             return self.index.by_id.get(job_id)
 
+    def parents(self, job: Job) -> tuple[int, ...]:
+        """The jobs that this one repeats, the latest first, as far back as they are known."""
+        found: list[int] = []
+        with self._lock:
+            at: Job | None = job
+            while at is not None and (parent := at.meta.parent_job) is not None:
+                if parent in found:
+                    break  # an edited meta.json must not hang anybody
+                found.append(parent)
+                at = self.index.by_id.get(parent)
+        return tuple(found)
+
     def first_startable(self, now: datetime, quiet: QuietHours | None) -> Job | None:
         """The waiting job that a claim would take now."""
         with self._lock:

@@ -78,6 +78,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     held: bool = False
     not_before: str | None = None
     parent_job: int | None = None
+    after_restore: bool = False  # it waits because a restore took its parent out of the model
     accepted: bool = False
     started_at: str | None = None
     finished_at: str | None = None

@@ -32,12 +32,14 @@ class TrainerSpec(msgspec.Struct, frozen=True):
 
 
 class Train(_Message, frozen=True, tag="train"):
-    """Train this job; its directory is in `processing/`. The trainer finds its own cursor."""
+    """Train this job; its directory is in `processing/`. The trainer finds its own cursor.
+    `parents`: the jobs that it repeats, the latest first; it goes on where one of them was left."""
 
     job_id: int
     name: str
     folder: str
     file_sha256: str
+    parents: tuple[int, ...] = ()
 
 
 class NothingWaits(_Message, frozen=True, tag="nothing_waits"):

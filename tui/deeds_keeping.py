@@ -13,7 +13,7 @@ import msgspec
 
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
-from trainer_tui.tui.deeds_versions import went_back
+from trainer_tui.tui.deeds_versions import going_back, learnt_words, went_back
 from trainer_tui.tui.view import Version
 
 if TYPE_CHECKING:
@@ -62,16 +62,20 @@ async def restore_emergency(app: TrainerApp) -> None:
         why = printable(str(entry.get("problem") or entry.get("state")), 60)
         app.say(f"{app.glyphs.cross} {printable(str(entry.get('name')), 40)}: {why}", "bad")
         return
-    training = app.view.training
+    path = f"/v1/versions/emergencies/{entry['number']}"
+    since = (await _read(app, path)).get("files_since") or []
+    lost = [printable(str(item.get("name")), 24) for item in since]
     words = [
         "".join(items[chosen]),
-        f"Step {figures.count(training.global_step)} now, {_step(entry)} then.",
+        f"Step {figures.count(app.view.training.global_step)} now, {_step(entry)} then.",
+        *([learnt_words(lost)] if lost else []),
         "What is trained now is saved first, and can be brought back the same way.",
     ]
-    if not await app.confirm(f"Go back to {entry.get('name')}?", words):
+    wish = await going_back(app, f"Go back to {entry.get('name')}?", words, len(lost))
+    if wish is None:
         return
     app.say("restoring…", "dim")
-    reply = await app.change("POST", f"/v1/versions/emergencies/{entry['number']}/restore")
+    reply = await app.change("POST", f"{path}/restore", wish)
     went_back(app, f"the model is what it was at step {_step(entry)}", reply)
 
 

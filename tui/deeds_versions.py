@@ -87,6 +87,7 @@ def went_back(app: TrainerApp, words: str, reply: Any) -> None:
     notes = [str(note) for note in (answer.get("restored") or {}).get("notes") or []]
     if waiting := len(answer.get("requeued") or []):
         notes.append("1 file waits again" if waiting == 1 else f"{waiting} files wait again")
+    notes += [str(text) for text in answer.get("withdrawn") or []]
     notes += [str(problem) for problem in answer.get("not_requeued") or []]
     role = "warn" if answer.get("not_requeued") else "good"
     app.say("; ".join([f"{app.glyphs.check} {words}", *map(printable, notes)]), role)
@@ -113,14 +114,19 @@ def rollback_words(training: Training, version: Version, lost: list[str]) -> lis
     if now is not None and then is not None and now > then:
         lines.append(f"Steps {figures.count(then + 1)} to {figures.count(now)} are unlearnt.")
     if lost:
-        names = ", ".join(lost[:4]) + (" and more" if len(lost) > 4 else "")
-        lines.append(f"What was learnt from {names} goes with them.")
+        lines.append(learnt_words(lost))
     losses = figures.loss(training.val_loss), figures.loss(version.loss)
     lines.append(f"Validation loss: {losses[0]} now, {losses[1]} then.")
     if training.unsaved_steps:
         lines.append(f"{training.unsaved_steps} steps are not saved yet; they are saved first.")
     lines.append("Every version and checkpoint stays; the step count goes on from here.")
     return lines
+
+
+def learnt_words(lost: list[str]) -> str:
+    """What the model loses. `lost`: names of files."""
+    names = ", ".join(lost[:4]) + (" and more" if len(lost) > 4 else "")
+    return f"What was learnt from {names} goes with them."
 
 
 async def _files_since(app: TrainerApp, version: Version) -> list[str]:

@@ -13,11 +13,17 @@ from typing import Any
 import msgspec
 
 from trainer_tui.safety import checkpoints, durable, manifest
-from trainer_tui.safety.errors import NotFound
-from trainer_tui.safety.manifest import Manifest
-from trainer_tui.versions import bundle, check, trash
+from trainer_tui.safety.errors import Corrupt, NotFound
+from trainer_tui.safety.manifest import LedgerEntry, Manifest
+from trainer_tui.versions import bundle, check, trained, trash
 from trainer_tui.versions.layout import Layout, allocate, committed_folders, emergency_number
-from trainer_tui.versions.records import ORIGIN_RECORD, Origin, State, read_origin
+from trainer_tui.versions.records import (
+    ORIGIN_RECORD,
+    Origin,
+    State,
+    TrainedFile,
+    read_origin,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,21 @@ def get(layout: Layout, number: int) -> Emergency:
         if entry.number == number:
             return entry
     raise NotFound(f"there is no emergency backup {number}")
+
+
+def show(layout: Layout, number: int) -> dict[str, Any]:
+    """One of them, with the files that going back to it takes out of the model, or with why they
+    are not known. Raises NotFound."""
+    found, here = get(layout, number), standing(layout)
+    now, then = here.sealed.ledger if here else None, found.sealed.ledger if found.sealed else None
+    lost, problem = tuple[LedgerEntry, ...](), found.problem or None
+    if found.sealed:
+        try:
+            lost = trained.change(layout.workspace.ledger, now, then).lost
+        except Corrupt as damage:
+            problem = damage.message
+    since = [TrainedFile.of(entry).as_dict() for entry in lost]
+    return {**found.as_dict(), "files_since": since, "files_since_problem": problem}
 
 
 def back_up(layout: Layout, found: Standing, why: str, now: str) -> str:

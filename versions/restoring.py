@@ -167,7 +167,7 @@ def _files_since(
     if before is None:
         return (), []
     try:
-        since, _ = trained.parted(ledger, before.sealed.ledger, sealed.ledger)
+        since = trained.change(ledger, before.sealed.ledger, sealed.ledger).lost
     except Corrupt as problem:
         return (), [f"which files were trained since is not known: {problem.message}"]
     return tuple(TrainedFile.of(entry) for entry in since), []

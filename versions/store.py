@@ -169,7 +169,7 @@ class VersionStore:
         if version.record is None:
             raise Corrupt(version.problem)
         head = found.sealed.ledger if found else None
-        since, _ = trained.parted(self.workspace.ledger, head, version.record.ledger)
+        since = trained.change(self.workspace.ledger, head, version.record.ledger).lost
         return tuple(TrainedFile.of(entry) for entry in since)
 
     def rollback_target(self) -> Version:

@@ -6,6 +6,7 @@ Two ledgers share everything up to the point where their lineages parted, so the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer_tui.safety import manifest
@@ -41,6 +42,27 @@ def parted(
             only_right += reversed(segment.entries)
             right = right_next
     return only_left, only_right
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What going from one ledger to another means for the files, each newest first. `lost`: no
+    longer learnt. `regained`: learnt again. A content that both ledgers list is neither, whichever
+    job brought it."""
+
+    lost: tuple[LedgerEntry, ...] = ()
+    regained: tuple[LedgerEntry, ...] = ()
+
+
+def change(ledger: Path, before: LedgerHead | None, after: LedgerHead | None) -> Change:
+    """Raises Corrupt: a segment on the way is missing or damaged."""
+    only_before, only_after = parted(ledger, before, after)
+    was = {entry.file_sha256 for entry in only_before}
+    will_be = {entry.file_sha256 for entry in only_after}
+    return Change(
+        tuple(entry for entry in only_before if entry.file_sha256 not in will_be),
+        tuple(entry for entry in only_after if entry.file_sha256 not in was),
+    )
 
 
 def _step(ledger: Path, head: LedgerHead) -> tuple[LedgerSegment, LedgerHead | None]:

@@ -274,3 +274,28 @@ def test_a_file_whose_event_the_kernel_dropped_is_found_by_looking(tmp_path: Pat
         looked_at(harness, "after.jsonl")
     finally:
         harness.close()
+
+
+LATE = """
+import time
+from trainer_tui.daemon import inbox
+real, place = inbox.awatch, {place!r}
+def late(*arguments, **more):
+    time.sleep(0.5)  # the first look is over, and the kernel does not watch yet
+    open(place, "wb").write({rows!r})
+    return real(*arguments, **more)
+inbox.awatch = late
+"""
+
+
+def test_a_file_that_comes_before_the_kernel_watches_is_taken_soon(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "ws", "poll_interval = 600\n")
+    harness = Harness(workspace)
+    harness.prelude = LATE.format(
+        place=str(workspace.inbox / "late.jsonl"), rows=chat_rows(3, "late")
+    )
+    try:
+        harness.start()
+        wait_for(lambda: harness.job("late.jsonl"), SOON_S)
+    finally:
+        harness.close()

@@ -115,6 +115,8 @@ CHANGES = [
     Case("undelete_version", answers=("",), request=("POST", V(7, "undelete"), {})),
     Case("emergency", answers=("", "y"),
          request=("POST", "/v1/versions/emergencies/3/restore", {})),
+    Case("emergency", answers=("", "w"), name="emergency-requeue",
+         request=("POST", "/v1/versions/emergencies/3/restore", {"requeue": True})),
     Case("export", answers=("", "w"), request=("POST", V(42, "export"), {"optimizer": False})),
     Case("backup", request=("POST", "/v1/backup", {"wait": False})),
     Case("backup_fetch", answers=("",), request=("POST", "/v1/backup/fetch/42", {})),

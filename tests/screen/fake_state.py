@@ -222,7 +222,7 @@ class FakeDaemon:
                     return 200, example_history(path)
                 case ["backup"]:
                     return 200, example_backup()
-                case ["versions", _]:
+                case ["versions", _] | ["versions", "emergencies", _]:
                     return 200, {**self.versions[0], "files_since": [{"name": "tone-2.jsonl"}]}
                 case ["versions"]:
                     return 200, {"versions": self.versions, "best": 42, "current_lineage": 0}

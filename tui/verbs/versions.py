@@ -119,6 +119,8 @@ def _tell_restored(reply: dict[str, Any]) -> None:
         print(f"  {printable(note)}")
     for job in reply.get("requeued", []):
         print(f"  {printable(job['name'])} waits again as #{job['id']}")
+    for text in reply.get("withdrawn", []):
+        print(f"  {printable(text)}")
     print(describe(reply["status"]))
 
 
@@ -209,10 +211,13 @@ def _emergency_number(text: str) -> int:
 def restore_emergency(
     number: Annotated[int, typer.Argument(parser=_emergency_number, metavar="eNNN")],
     yes: Yes = False,
+    requeue: Requeue = None,
 ) -> None:
     """Undo a restore: train on from what was there before it."""
+    files = _since(context.client.get(f"/v1/versions/emergencies/{number}"))
     _confirm(f"go back to e{number:03d}? The current model is kept as one more of them.", yes)
-    _tell_restored(context.client.post(f"/v1/versions/emergencies/{number}/restore"))
+    body = {"requeue": _wants_requeue(files, requeue, yes)}
+    _tell_restored(context.client.post(f"/v1/versions/emergencies/{number}/restore", body))
 
 
 @app.command()

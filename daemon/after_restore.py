@@ -1,0 +1,149 @@
+"""What a restore means for the queue.
+
+Files that it took out of the model wait again, when that was wished for. What waited only because
+an earlier restore had taken it out leaves the queue when the model has it again: nothing is learnt
+twice, nothing that somebody wants back is forgotten.
+
+Invariant: what was wished is on disk before the restore is committed, and goes when it was done.
+A daemon that dies in between, or a disk that is full, leaves it to the next time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from trainer_tui.daemon import again
+from trainer_tui.queue.job import Job
+from trainer_tui.queue.store import Queue
+from trainer_tui.safety import clock, durable
+from trainer_tui.safety.errors import Corrupt, TrainerTuiError
+from trainer_tui.safety.manifest import LedgerHead
+from trainer_tui.safety.workspace import Workspace
+from trainer_tui.versions import emergency, trained
+from trainer_tui.versions.layout import Layout
+
+log = logging.getLogger("daemon")
+NOTE = "restore.json"
+NO_LINEAGE = -1
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """`state/restore.json`: where the model stood before, and what a person wants for its files."""
+
+    lineage: int
+    ledger: LedgerHead | None
+    requeue: bool
+    by: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whether the files that a restore takes out of the model shall wait again, and who says so."""
+
+    requeue: bool = False
+    by: str = "daemon"
+
+
+@dataclass(slots=True)
+class Settled:
+    """What came of it. `requeued`: jobs that wait now. `withdrawn`: sentences on jobs that left
+    the queue. `problems`: a sentence for each file that could not be queued."""
+
+    requeued: list[Job] = field(default_factory=list)
+    withdrawn: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    unfinished: bool = False
+
+
+def is_noted(workspace: Workspace) -> bool:
+    return _note(workspace).exists()
+
+
+def note(workspace: Workspace, asked: Asked) -> None:
+    """Write the wish down. Call while no trainer holds the model, before the restore.
+
+    Raises:
+        OSError: it could not be written; nothing may be restored.
+    """
+    before = emergency.standing(Layout(workspace))
+    wish = Wish(
+        before.sealed.lineage if before else NO_LINEAGE,
+        before.sealed.ledger if before else None,
+        asked.requeue,
+        asked.by,
+        clock.now_iso(),
+    )
+    durable.replace(_note(workspace), msgspec.json.encode(wish))
+
+
+def settle(workspace: Workspace, queue: Queue) -> Settled:
+    """Do what was wished, when its restore was committed. Call on the queue's thread.
+
+    Raises:
+        OSError: the disk failed before anything was done; the wish stays.
+    """
+    done = Settled()
+    wish = _read(workspace)
+    if wish is None:
+        return done
+    now = emergency.standing(Layout(workspace))
+    if now is not None and now.sealed.lineage != wish.lineage:
+        try:
+            change = trained.change(workspace.ledger, wish.ledger, now.sealed.ledger)
+        except Corrupt as problem:
+            text = f"which files were trained since is not known: {problem.message}"
+            done.problems.append(text)
+            change = trained.Change()
+        _withdraw(queue, {entry.file_sha256 for entry in change.regained}, done)
+        if wish.requeue:
+            _requeue(queue, [entry.job_id for entry in reversed(change.lost)], wish.by, done)
+    if not done.unfinished:
+        durable.remove_file(_note(workspace))
+    return done
+
+
+def _requeue(queue: Queue, job_ids: Iterable[int], by: str, done: Settled) -> None:
+    """In the order in which they were trained."""
+    for job_id in job_ids:
+        try:
+            done.requeued.append(again.train_again(queue, job_id, by, after_restore=True))
+        except TrainerTuiError as problem:
+            done.problems.append(f"#{job_id} stays out of the queue: {problem.message}")
+        except OSError as problem:
+            done.problems.append(f"#{job_id} is not queued yet: {problem}")
+            done.unfinished = True
+
+
+def _withdraw(queue: Queue, learnt: set[str], done: Settled) -> None:
+    for job in (*queue.waiting(), *queue.processing()):
+        if not (job.meta.after_restore and job.meta.file_sha256 in learnt):
+            continue
+        try:
+            queue.requeue(job.id)  # one that was begun: its steps are not in the model either
+            queue.remove(job.id)
+        except OSError as problem:
+            done.problems.append(f"#{job.id} {job.name} still waits: {problem}")
+            done.unfinished = True
+            continue
+        done.withdrawn.append(f"#{job.id} {job.name} left the queue: the model has it again")
+
+
+def _read(workspace: Workspace) -> Wish | None:
+    try:
+        return msgspec.json.decode(_note(workspace).read_bytes(), type=Wish)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as problem:
+        log.error("%s cannot be read: %s", _note(workspace), problem)
+        durable.remove_file(_note(workspace))
+        return None
+
+
+def _note(workspace: Workspace) -> Path:
+    return workspace.state / NOTE
