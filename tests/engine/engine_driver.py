@@ -129,16 +129,14 @@ class Driver:
 
     def collect(self) -> None:
         """What the daemon does after a commit: move what the ledger on disk lists."""
-        wanted = {job.job_id for job in self.in_processing()}
         try:
             listed = self.ledger_ids()
         except Corrupt:
             return  # the daemon tells people; nothing moves
-        for job_id in listed & wanted:
-            job = self.jobs[job_id - 1]
-            Path(job.folder).rename(
-                self.workspace.queue / "recently_completed" / Path(job.folder).name
-            )
+        for job in self.in_processing():
+            if job.job_id in listed:
+                folder = Path(job.folder)
+                folder.rename(self.workspace.queue / "recently_completed" / folder.name)
 
     # --- what is on disk -------------------------------------------------------------------------
 

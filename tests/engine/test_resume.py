@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from engine_driver import Driver, toy_rows
 
@@ -163,3 +164,27 @@ def test_a_resumed_trainer_says_where_it_goes_on_and_never_starts_at_step_0(
     first = driver.wait_for(StepDone)
     assert first.global_step == ready.global_step + 1
     assert manifest.read(newest.folder).cursors == [cursor]
+
+
+def test_a_file_that_is_queued_once_more_goes_on_where_the_state_that_came_back_left_it(
+    make_driver: Callable[..., Driver], oracle: tuple[str, int]
+) -> None:
+    """The first file is half learnt in a state that a restore brought back; its job is done."""
+    driver = make_driver(**CONFIG)
+    jobs = add_files(driver)
+    kill_at_step(driver, 3, driver.kill_all, "trainer_tui.engine.entry")
+    driver.start()
+    driver.wait_for(Committed)
+    driver.kill_all()
+    newest = driver.newest()
+    assert newest is not None
+    [cursor] = newest.manifest.cursors
+    started = next(job for job in jobs if job.job_id == cursor.job_id)
+    again = msgspec.structs.replace(
+        started, job_id=started.job_id + 10, parents=(99, cursor.job_id)
+    )
+    driver.jobs[driver.jobs.index(started)] = again
+    assert finish(driver) == oracle, "no row once more, none left out, the same options"
+    newest = driver.newest()
+    assert newest is not None and newest.manifest.cursors == []
+    assert again.job_id in driver.ledger_ids() and started.job_id not in driver.ledger_ids()
