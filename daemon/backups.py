@@ -108,7 +108,7 @@ class Backups:
         for problem in done.problems:
             self._teller.say("warning", "backup", problem)
         if done.copied:
-            text = f"copied to {backup.location}: {', '.join(done.copied)}"
+            text = f"copied to {backup.place.path}: {', '.join(done.copied)}"
             self._teller.say("info", "backup", text)
         return done
 

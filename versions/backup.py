@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from trainer_tui.safety import clock, durable, locks
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
 from trainer_tui.safety.workspace import Workspace
@@ -32,18 +30,10 @@ from trainer_tui.versions.layout import (
     version_number,
 )
 from trainer_tui.versions.records import Version
+from trainer_tui.versions.second_location import SecondLocation
 
 PARTIAL_PREFIX = ".partial-"
 DAMAGED_PREFIX = ".damaged-"
-NOTE = "WORKSPACE"  # whose copies these are: the absolute path of the workspace
-
-
-class _Home(msgspec.Struct, frozen=True):
-    """Kept here: where the copies are. Tells an unmounted disk from one that was never used."""
-
-    location: str
-    folder: str
-    last_run_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,70 +76,32 @@ class Backup:
         self, workspace: Workspace, location: Path, now: Callable[[], str] = clock.now_iso
     ) -> None:
         self.layout = Layout(workspace)
-        self.location = location.expanduser()
+        self.place = SecondLocation(self.layout, location)
         self._now = now
 
     # --- looking --------------------------------------------------------------------------------
 
     def status(self) -> BackupStatus:
         """What is there and what is not; names and sizes only."""
-        problem = self._problem()
-        home = self._home()
-        there = self.location / home.folder if home else None
+        problem = self.place.problem()
+        home = self.place.home()
+        there = self.place.path / home.folder if home else None
         copies = self._copies(there) if there and not problem else {}
         partial = [] if problem or there is None else self._partial(there)
         sound = [v.name for v in shelf.list_versions(self.layout) if v.state == "ok"]
         reachable = not problem
         return BackupStatus(
-            location=str(self.location),
+            location=str(self.place.path),
             reachable=reachable,
             problem=problem,
-            same_disk=reachable and self._same_disk(),
+            same_disk=reachable and self.place.same_disk(),
             copied=tuple(sorted(copies, reverse=True)),
             missing=tuple(name for name in sound if name not in copies),
             partial=tuple(partial),
             bytes=sum(copies.values()),
-            free_bytes=shutil.disk_usage(self.location).free if reachable else 0,
+            free_bytes=shutil.disk_usage(self.place.path).free if reachable else 0,
             last_run_at=home.last_run_at if home else "",
         )
-
-    def _problem(self) -> str:
-        if not self.location.is_absolute():
-            return f"the second location must be an absolute path, not {self.location}"
-        if not self.location.is_dir():
-            return f"{self.location} is not there; is the disk mounted?"
-        root = self.layout.workspace.root.resolve()
-        if self.location.resolve().is_relative_to(root):
-            return f"{self.location} is inside the workspace; choose another disk"
-        home = self._home()
-        if home and not (self.location / home.folder).is_dir():
-            return f"{self.location} no longer holds {home.folder}; is the disk mounted?"
-        return ""
-
-    def _same_disk(self) -> bool:
-        return self.location.stat().st_dev == self.layout.workspace.models.stat().st_dev
-
-    def _home(self) -> _Home | None:
-        try:
-            home = msgspec.json.decode(self._home_file.read_bytes(), type=_Home)
-            if home.location == str(self.location):
-                return home
-        except (FileNotFoundError, msgspec.MsgspecError):
-            pass
-        return self._found_again()
-
-    def _found_again(self) -> _Home | None:
-        """Our folder there, known by its note, when our own note died with the first disk."""
-        root = str(self.layout.workspace.root.resolve())
-        for folder in committed_folders(self.location) if self.location.is_absolute() else ():
-            note = folder / NOTE
-            if note.is_file() and note.read_text(errors="replace") == root:
-                return _Home(str(self.location), folder.name)
-        return None
-
-    @property
-    def _home_file(self) -> Path:
-        return self.layout.root / "second_location.json"
 
     def _copies(self, there: Path) -> dict[str, int]:
         found = {}
@@ -189,7 +141,7 @@ class Backup:
         problems: list[str] = []
         size = 0
         with plain_words("the backup stopped"), self._only_one():
-            there = self._prepare(start_over)
+            there = self.place.prepare(start_over=start_over)
             problems += self._copy_records(there)
             for version in shelf.list_versions(self.layout):
                 if version.state != "ok":
@@ -215,9 +167,7 @@ class Backup:
                     continue
                 copied.append(version.name)
                 size += version.bytes
-            home = self._home()
-            assert home is not None  # _prepare wrote it
-            self._write_home(msgspec.structs.replace(home, last_run_at=self._now()))
+            self.place.remember_run(self._now())
         seconds = clock.monotonic_s() - started_s
         return BackupRun(tuple(copied), tuple(already), tuple(problems), size, seconds)
 
@@ -231,27 +181,6 @@ class Backup:
             yield
         finally:
             lock.release()
-
-    def _prepare(self, start_over: bool) -> Path:
-        problem = self._problem()
-        home = self._home()
-        lost = home is not None and not (self.location / home.folder).is_dir()
-        if problem and not (start_over and lost):
-            raise Refused(f"no backup was made: {problem}", "see versioning.second_location")
-        if home is None or (start_over and lost):
-            name = f"{self.layout.workspace.root.resolve().name}-{secrets.token_hex(4)}"
-            durable.make_directory(self.location / name / "versions")
-            root = str(self.layout.workspace.root.resolve())
-            durable.replace(self.location / name / NOTE, root.encode())
-            home = _Home(str(self.location), name)
-            self._write_home(home)
-        for inner in ("versions", "ledger", "lineages"):
-            durable.make_directory(self.location / home.folder / inner)
-        return self.location / home.folder
-
-    def _write_home(self, home: _Home) -> None:
-        with exclusive(self.layout):
-            durable.replace(self._home_file, msgspec.json.encode(home))
 
     def _copy_records(self, there: Path) -> list[str]:
         """Ledger segments and branches: small, immutable, and nothing can be restored without."""
@@ -314,10 +243,10 @@ class Backup:
             Corrupt: the copy is damaged too.
         """
         with plain_words("nothing was brought back"), self._only_one():
-            there = self._reachable()
+            there = self.place.reached()
             names = [name for name in self._copies(there) if version_number(name) == number]
             if not names:
-                raise NotFound(f"there is no copy of version {number} at {self.location}")
+                raise NotFound(f"there is no copy of version {number} at {self.place.path}")
             self._fetch_records(there)
             self._refuse_if_sound(number)
             fetching = self.layout.root / f"{PARTIAL_PREFIX}{names[0]}"
@@ -333,13 +262,6 @@ class Backup:
                 durable.rename(fetching, target)
                 check.unmark_damaged(self.layout, target.name)
                 return shelf.examine(self.layout, number, target)
-
-    def _reachable(self) -> Path:
-        problem = self._problem()
-        home = self._home()
-        if problem or home is None:
-            raise Refused(problem or f"no backup was ever made to {self.location}")
-        return self.location / home.folder
 
     def _refuse_if_sound(self, number: int) -> None:
         for version in shelf.list_versions(self.layout):

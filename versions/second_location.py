@@ -1,0 +1,114 @@
+"""Where the second location keeps our copies: one folder there, found again by a note in it.
+
+Invariant: the folder is made once, by the first run. When it is not there any more, the disk is
+not mounted, and nothing is made in its place unless a person says that it was emptied.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from trainer_tui.safety import durable
+from trainer_tui.safety.errors import Refused
+from trainer_tui.versions.layout import Layout, committed_folders, exclusive
+
+NOTE = "WORKSPACE"  # whose copies these are: the absolute path of the workspace
+
+
+class Home(msgspec.Struct, frozen=True):
+    """Kept here: where the copies are. Tells an unmounted disk from one that was never used."""
+
+    location: str
+    folder: str
+    last_run_at: str = ""
+
+
+class SecondLocation:
+    """The place that a person chose, and our folder in it."""
+
+    def __init__(self, layout: Layout, path: Path) -> None:
+        self.layout = layout
+        self.path = path.expanduser()
+
+    def problem(self) -> str:
+        """Why it cannot be used now; empty when it can."""
+        if not self.path.is_absolute():
+            return f"the second location must be an absolute path, not {self.path}"
+        if not self.path.is_dir():
+            return f"{self.path} is not there; is the disk mounted?"
+        if self.path.resolve().is_relative_to(self._root):
+            return f"{self.path} is inside the workspace; choose another disk"
+        home = self.home()
+        if home and not (self.path / home.folder).is_dir():
+            return f"{self.path} no longer holds {home.folder}; is the disk mounted?"
+        return ""
+
+    def same_disk(self) -> bool:
+        return self.path.stat().st_dev == self.layout.workspace.models.stat().st_dev
+
+    def home(self) -> Home | None:
+        """None when no backup was ever made to it."""
+        try:
+            home = msgspec.json.decode(self._home_file.read_bytes(), type=Home)
+            if home.location == str(self.path):
+                return home
+        except (FileNotFoundError, msgspec.MsgspecError):
+            pass
+        return self._found_again()
+
+    def _found_again(self) -> Home | None:
+        """Our folder there, known by its note, when our own note died with the first disk."""
+        for folder in committed_folders(self.path) if self.path.is_absolute() else ():
+            note = folder / NOTE
+            if note.is_file() and note.read_text(errors="replace") == str(self._root):
+                return Home(str(self.path), folder.name)
+        return None
+
+    @property
+    def _home_file(self) -> Path:
+        return self.layout.root / "second_location.json"
+
+    @property
+    def _root(self) -> Path:
+        return self.layout.workspace.root.resolve()
+
+    def prepare(self, *, start_over: bool) -> Path:
+        """Our folder there, made when there is none yet.
+
+        Raises:
+            Refused: the location cannot be used.
+        """
+        problem = self.problem()
+        home = self.home()
+        lost = home is not None and not (self.path / home.folder).is_dir()
+        if problem and not (start_over and lost):
+            raise Refused(f"no backup was made: {problem}", "see versioning.second_location")
+        if home is None or (start_over and lost):
+            name = f"{self._root.name}-{secrets.token_hex(4)}"
+            durable.make_directory(self.path / name / "versions")
+            durable.replace(self.path / name / NOTE, str(self._root).encode())
+            home = Home(str(self.path), name)
+            self._write(home)
+        for inner in ("versions", "ledger", "lineages"):
+            durable.make_directory(self.path / home.folder / inner)
+        return self.path / home.folder
+
+    def reached(self) -> Path:
+        """Our folder there, for reading. Raises Refused when it cannot be reached."""
+        problem = self.problem()
+        home = self.home()
+        if problem or home is None:
+            raise Refused(problem or f"no backup was ever made to {self.path}")
+        return self.path / home.folder
+
+    def remember_run(self, at: str) -> None:
+        home = self.home()
+        assert home is not None  # `prepare` wrote it
+        self._write(msgspec.structs.replace(home, last_run_at=at))
+
+    def _write(self, home: Home) -> None:
+        with exclusive(self.layout):
+            durable.replace(self._home_file, msgspec.json.encode(home))
