@@ -180,15 +180,15 @@ def rename(source: Path, target: Path) -> None:
         sync_directory(source.parent)
 
 
-def make_directory(path: Path, mode: int = 0o700) -> None:
+def make_directory(path: Path, mode: int = 0o700, *, parents: bool = True) -> None:
     """Create a directory and its missing parents, each durable. Existing ones are left alone.
 
-    Raises:
-        NotADirectoryError: something else has that name.
-    """
+    Raises NotADirectoryError when something else has that name; without `parents` also
+    FileNotFoundError when there is nothing to make it in (a disk that was unmounted)."""
     if path.is_dir():
         return
-    make_directory(path.parent, mode)
+    if parents:
+        make_directory(path.parent, mode)
     _operation("mkdir", path)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode)

@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,20 @@ class BackupRun:
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
+class _Tally:
+    """A `BackupRun` that is being added up."""
+
+    copied: list[str] = field(default_factory=list)
+    already: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    bytes: int = 0
+
+    def ended(self, seconds: float) -> BackupRun:
+        lists = tuple(self.copied), tuple(self.already), tuple(self.problems)
+        return BackupRun(*lists, self.bytes, seconds)
 
 
 class Backup:
@@ -133,43 +147,54 @@ class Backup:
             start_over: the second disk was emptied on purpose: begin a new folder on it.
 
         Raises:
-            Refused: the location cannot be used, is full, or a backup is running already.
+            Refused: the location cannot be used, is full or went away, or a backup is running
+                already.
         """
         started_s = clock.monotonic_s()
-        copied: list[str] = []
-        already: list[str] = []
-        problems: list[str] = []
-        size = 0
+        tally = _Tally()
         with plain_words("the backup stopped"), self._only_one():
             there = self.place.prepare(start_over=start_over)
-            problems += self._copy_records(there)
-            for version in shelf.list_versions(self.layout):
-                if version.state != "ok":
-                    problems.append(f"{version.name} is {version.state} and was not copied")
-                    continue
-                match self._stands_there(version, there):
-                    case "the same":
-                        already.append(version.name)
-                        continue
-                    case "another":
-                        problems.append(f"another {version.name} stands there; not copied")
-                        continue
-                if should_stop():
-                    break
-                try:
-                    if not self._copy_version(version, there, progress, should_stop):
+            with self.place.watched(there, should_stop) as stop:
+                tally.problems += self._copy_records(there)
+                for version in shelf.list_versions(self.layout):
+                    if not self._settle(version, there, tally, progress, stop):
                         break
-                except Corrupt as problem:
-                    problems.append(problem.message)
-                    continue
-                except FileNotFoundError:
-                    problems.append(f"{version.name} went away while it was copied")
-                    continue
-                copied.append(version.name)
-                size += version.bytes
             self.place.remember_run(self._now())
-        seconds = clock.monotonic_s() - started_s
-        return BackupRun(tuple(copied), tuple(already), tuple(problems), size, seconds)
+        return tally.ended(clock.monotonic_s() - started_s)
+
+    def _settle(
+        self,
+        version: Version,
+        there: Path,
+        tally: _Tally,
+        progress: Progress | None,
+        stop: Callable[[], bool],
+    ) -> bool:
+        """Copy one version when it needs to be, and note how it went; False: it was stopped."""
+        if version.state != "ok":
+            tally.problems.append(f"{version.name} is {version.state} and was not copied")
+            return True
+        match self._stands_there(version, there):
+            case "the same":
+                tally.already.append(version.name)
+                return True
+            case "another":
+                tally.problems.append(f"another {version.name} stands there; not copied")
+                return True
+        if stop():
+            return False
+        try:
+            if not self._copy_version(version, there, progress, stop):
+                return False
+        except Corrupt as problem:
+            tally.problems.append(problem.message)
+        except FileNotFoundError:
+            stop()  # the disk may have gone away, not the version
+            tally.problems.append(f"{version.name} went away while it was copied")
+        else:
+            tally.copied.append(version.name)
+            tally.bytes += version.bytes
+        return True
 
     @contextlib.contextmanager
     def _only_one(self) -> Iterator[None]:
@@ -223,8 +248,10 @@ class Backup:
         try:
             check.prove_version(partial)
         except Corrupt:
+            should_stop()  # on a disk that went away nothing is to be removed
             durable.remove_tree(partial)  # so that the next run starts it anew
             raise
+        should_stop()  # for its look at the disk: the wish to stop comes too late now
         if final.exists():
             durable.rename(
                 final, final.with_name(f"{DAMAGED_PREFIX}{version.name}-{secrets.token_hex(4)}")

@@ -48,6 +48,10 @@ def copy_folder(
 ) -> bool:
     """Copy a version's files and records into `partial`, going on where an earlier try ended.
 
+    Args:
+        partial: made when it is not there; the folder that it stands in must be.
+        should_stop: asked before every file and after every chunk; what it raises goes through.
+
     Returns:
         False when it was asked to stop.
 
@@ -63,10 +67,9 @@ def copy_folder(
     parts = [source]
     if check.has_optimizer(source):
         parts.append(source / OPTIMIZER_PART)
-    durable.make_directory(partial)
     for part in parts:
         target = partial if part is source else partial / OPTIMIZER_PART
-        durable.make_directory(target)
+        durable.make_directory(target, parents=False)
         try:
             for entry in manifest.read(part).files:
                 _stop_if(should_stop)
@@ -87,7 +90,8 @@ def _stop_if(should_stop: Callable[[], bool]) -> None:
 
 def _copy_file(source: Path, entry: FileEntry, target: Path, told: Callable[[int], None]) -> None:
     path = target / check.checked_name(entry.name)
-    durable.make_directory(path.parent)
+    for above in reversed(path.relative_to(target).parents):
+        durable.make_directory(target / above, parents=False)
     for _ in range(2):  # an earlier part may turn out wrong: then once more from the start
         fd = os.open(source / entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

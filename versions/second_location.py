@@ -1,12 +1,16 @@
 """Where the second location keeps our copies: one folder there, found again by a note in it.
 
 Invariant: the folder is made once, by the first run. When it is not there any more, the disk is
-not mounted, and nothing is made in its place unless a person says that it was emptied.
+not mounted, and nothing is made in its place unless a person says that it was emptied. A disk that
+goes away during a run ends the run: nothing is ever made above our folder, and before every step
+it is asked whether it is still the one on that disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -42,9 +46,13 @@ class SecondLocation:
         if self.path.resolve().is_relative_to(self._root):
             return f"{self.path} is inside the workspace; choose another disk"
         home = self.home()
-        if home and not (self.path / home.folder).is_dir():
+        if home and not self._holds(home):
             return f"{self.path} no longer holds {home.folder}; is the disk mounted?"
         return ""
+
+    def _holds(self, home: Home) -> bool:
+        """A folder of that name without the note was made by nobody who looked where he was."""
+        return (self.path / home.folder / NOTE).is_file()
 
     def same_disk(self) -> bool:
         return self.path.stat().st_dev == self.layout.workspace.models.stat().st_dev
@@ -83,17 +91,17 @@ class SecondLocation:
         """
         problem = self.problem()
         home = self.home()
-        lost = home is not None and not (self.path / home.folder).is_dir()
+        lost = home is not None and not self._holds(home)
         if problem and not (start_over and lost):
             raise Refused(f"no backup was made: {problem}", "see versioning.second_location")
         if home is None or (start_over and lost):
             name = f"{self._root.name}-{secrets.token_hex(4)}"
-            durable.make_directory(self.path / name / "versions")
+            durable.make_directory(self.path / name, parents=False)
             durable.replace(self.path / name / NOTE, str(self._root).encode())
             home = Home(str(self.path), name)
             self._write(home)
         for inner in ("versions", "ledger", "lineages"):
-            durable.make_directory(self.path / home.folder / inner)
+            durable.make_directory(self.path / home.folder / inner, parents=False)
         return self.path / home.folder
 
     def reached(self) -> Path:
@@ -103,6 +111,36 @@ class SecondLocation:
         if problem or home is None:
             raise Refused(problem or f"no backup was ever made to {self.path}")
         return self.path / home.folder
+
+    @contextlib.contextmanager
+    def watched(self, there: Path, should_stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+        """While the block works in `there`, our folder: a `should_stop` to be asked before every
+        step, which looks first whether the folder is still the one that the block began with.
+
+        The device tells the disk from what may lie under its mount point. The inode would tell no
+        more, and some filesystems (FUSE) give a new one at every look.
+
+        Raises:
+            Refused: the folder went away or is another one; also in place of the OSErrors that
+                this gives rise to.
+        """
+        device = there.stat().st_dev
+
+        def stop() -> bool:
+            try:
+                same = there.stat().st_dev == device and (there / NOTE).is_file()
+            except OSError:
+                same = False
+            if not same:
+                hint = "mount it again; the next run goes on where this one ended"
+                raise Refused(f"{self.path} went away in the middle; is the disk mounted?", hint)
+            return should_stop()
+
+        try:
+            yield stop
+        except OSError:
+            stop()
+            raise
 
     def remember_run(self, at: str) -> None:
         home = self.home()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from trainer_tui.safety import checkpoints, manifest
 from trainer_tui.safety.errors import NotFound, Refused
 from trainer_tui.versions import check
 from trainer_tui.versions.backup import Backup
+from trainer_tui.versions.copying import copy_folder
 
 
 @pytest.fixture
@@ -168,3 +172,88 @@ def test_a_copy_that_went_bad_is_set_aside_and_copied_anew(house, disk2):
     assert backup.run().copied == (house.store.get(2).name,)
     check.prove_version(copies(disk2)["v002"])
     assert len(list(disk2.glob("*/versions/.damaged-v002*"))) == 1
+
+
+def mounted(place: Path) -> None:
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+
+
+class GoesAway:
+    """Progress that lets the disk go in the middle of the second version."""
+
+    def __init__(self, go: Callable[[], object]) -> None:
+        self.go = go
+        self.names: list[str] = []
+
+    def __call__(self, name: str, copied_bytes: int, bytes_in_all: int) -> None:
+        if name not in self.names:
+            self.names.append(name)
+            if len(self.names) == 2:
+                self.go()
+
+
+def test_a_disk_that_goes_away_in_the_middle_is_noticed_not_filled(house, disk2):
+    three_versions(house)
+    backup = Backup(house.workspace, disk2)
+    away = disk2.with_name("unplugged")
+
+    def go() -> None:
+        disk2.rename(away)
+        disk2.mkdir()  # the bare mount point
+
+    with pytest.raises(Refused, match="went away in the middle"):
+        backup.run(GoesAway(go))
+    assert list(disk2.iterdir()) == []
+    assert not backup.status().reachable
+    with pytest.raises(Refused, match="no longer holds"):
+        backup.run()
+    assert list(disk2.iterdir()) == []
+    disk2.rmdir()
+    away.rename(disk2)
+    assert [name.split("_")[0] for name in backup.run().copied] == ["v002", "v001"]
+    assert backup.status().missing == ()
+
+
+def test_copies_that_lie_under_the_mount_point_are_not_mistaken_for_the_disk(house, disk2):
+    """They were made by hand, or by an earlier run with nothing mounted."""
+    three_versions(house)
+    backup = Backup(house.workspace, disk2)
+    backup.run(should_stop=lambda: True)
+    (home,) = disk2.iterdir()
+    held = disk2.with_name("held")
+    shutil.copytree(home, held)
+    mounted(disk2)
+    try:
+        shutil.copytree(held, disk2 / home.name)
+        unmount = ["umount", "-l", str(disk2)]
+        with pytest.raises(Refused, match="went away in the middle"):
+            backup.run(GoesAway(lambda: subprocess.run(unmount, check=True)))
+    finally:
+        if os.path.ismount(disk2):
+            subprocess.run(["umount", "-l", str(disk2)], check=True)
+    assert list((home / "versions").iterdir()) == []
+
+
+def test_a_folder_of_ours_without_its_note_is_not_written_to(house, disk2):
+    three_versions(house)
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    (note,) = disk2.glob("*/WORKSPACE")
+    note.unlink()
+    assert "no longer holds" in backup.status().problem
+    with pytest.raises(Refused, match="no longer holds"):
+        backup.run()
+
+
+def test_a_copy_makes_no_folder_above_itself(house, disk2):
+    version = house.store.create(house.checkpoint(100), "v")
+    gone = disk2 / "house-0" / "versions" / ".partial-v001"
+    with pytest.raises(FileNotFoundError):
+        copy_folder(version.folder, gone, None, lambda: False)
+    assert list(disk2.iterdir()) == []
