@@ -9,6 +9,7 @@ it is asked whether it is still the one on that disk.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,8 @@ class SecondLocation:
             return f"the second location must be an absolute path, not {self.path}"
         if not self.path.is_dir():
             return f"{self.path} is not there; is the disk mounted?"
+        if not os.access(self.path, os.R_OK | os.X_OK, effective_ids=True):
+            return f"{self.path} cannot be read by this user; change its owner or its mode"
         if self.path.resolve().is_relative_to(self._root):
             return f"{self.path} is inside the workspace; choose another disk"
         home = self.home()
@@ -69,11 +72,21 @@ class SecondLocation:
 
     def _found_again(self) -> Home | None:
         """Our folder there, known by its note, when our own note died with the first disk."""
-        for folder in committed_folders(self.path) if self.path.is_absolute() else ():
-            note = folder / NOTE
-            if note.is_file() and note.read_text(errors="replace") == str(self._root):
-                return Home(str(self.path), folder.name)
-        return None
+        if not self.path.is_absolute():
+            return None
+        try:
+            folders = committed_folders(self.path)
+        except OSError:
+            return None  # `problem` says that it cannot be read
+        ours = (folder for folder in folders if self._is_ours(folder))
+        return next((Home(str(self.path), folder.name) for folder in ours), None)
+
+    def _is_ours(self, folder: Path) -> bool:
+        note = folder / NOTE
+        try:
+            return note.is_file() and note.read_text(errors="replace") == str(self._root)
+        except OSError:
+            return False  # what cannot be read is another's: `lost+found` is root's on every disk
 
     @property
     def _home_file(self) -> Path:

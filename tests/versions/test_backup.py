@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from trainer_tui.safety.errors import NotFound, Refused
 from trainer_tui.versions import check
 from trainer_tui.versions.backup import Backup
 from trainer_tui.versions.copying import copy_folder
+
+NOBODY = 65534  # the overflow user, who owns nothing
 
 
 @pytest.fixture
@@ -257,3 +261,53 @@ def test_a_copy_makes_no_folder_above_itself(house, disk2):
     with pytest.raises(FileNotFoundError):
         copy_folder(version.folder, gone, None, lambda: False)
     assert list(disk2.iterdir()) == []
+
+
+@contextlib.contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Root may read everything: then the block runs as another user, who is given `folder`."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, NOBODY, -1)
+        os.seteuid(NOBODY)
+    except OSError as problem:
+        pytest.skip(f"there is no other user here: {problem}")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """Unlike `tmp_path`, below no folder that other users may not pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_fresh_disk_with_a_folder_of_roots_serves(build, open_place):
+    house = build(root=open_place / "house")
+    three_versions(house)
+    disk = open_place / "fresh"
+    disk.mkdir()
+    with as_nobody(open_place):
+        (disk / "lost+found").mkdir(mode=0)
+        backup = Backup(house.workspace, disk)
+        assert backup.status().problem == ""
+        assert len(backup.run().copied) == 3
+        house.workspace.models.joinpath("backups", "second_location.json").unlink()
+        assert len(Backup(house.workspace, disk).run().already) == 3
+
+
+def test_a_location_that_may_not_be_read_is_a_sentence(build, open_place):
+    house = build(root=open_place / "house")
+    three_versions(house)
+    with as_nobody(open_place):
+        closed = open_place / "closed"
+        closed.mkdir(mode=0)
+        assert "cannot be read" in Backup(house.workspace, closed).status().problem
+        with pytest.raises(Refused, match="cannot be read"):
+            Backup(house.workspace, closed).run()
