@@ -276,7 +276,9 @@ class Backup:
                 raise NotFound(f"there is no copy of version {number} at {self.place.path}")
             self._fetch_records(there)
             self._refuse_if_sound(number)
-            fetching = self.layout.root / f"{PARTIAL_PREFIX}{names[0]}"
+            durable.make_directory(self.layout.versions)
+            # Where it will stand: the versions may be on another disk than what is around them.
+            fetching = self.layout.versions / f"{PARTIAL_PREFIX}{names[0]}"
             copy_folder(there / "versions" / names[0], fetching, None, lambda: False)
             check.prove_version(fetching)
             with exclusive(self.layout):
@@ -285,7 +287,6 @@ class Backup:
                 if target.exists():
                     why = "damaged; its copy was brought back"
                     trash.throw(self.layout, target, why, self._now(), 7)
-                durable.make_directory(self.layout.versions)
                 durable.rename(fetching, target)
                 check.unmark_damaged(self.layout, target.name)
                 return shelf.examine(self.layout, number, target)

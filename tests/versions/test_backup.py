@@ -311,3 +311,23 @@ def test_a_location_that_may_not_be_read_is_a_sentence(build, open_place):
         assert "cannot be read" in Backup(house.workspace, closed).status().problem
         with pytest.raises(Refused, match="cannot be read"):
             Backup(house.workspace, closed).run()
+
+
+def test_a_version_comes_back_to_a_disk_of_its_own(house, disk2, tmp_path, flip):
+    """The versions' folder may be a link to another disk than the rest of the workspace."""
+    large = tmp_path / "large"
+    large.mkdir()
+    mounted(large)
+    try:
+        house.workspace.versions.rmdir()
+        house.workspace.versions.symlink_to(large)
+        three_versions(house)
+        backup = Backup(house.workspace, disk2)
+        backup.run()
+        flip(house.store.get(1).folder / "model.safetensors")
+        assert not house.store.verify(1).ok
+        assert backup.fetch(1).state == "ok"
+        assert house.store.verify(1).ok
+        assert list(large.glob(".partial-*")) == []
+    finally:
+        subprocess.run(["umount", "-l", str(large)], check=True)
