@@ -13,32 +13,37 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainer_tui.safety import clock, durable, locks
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import check, shelf, trash
+from trainer_tui.versions.copies import (
+    PARTIAL_PREFIX,
+    Copy,
+    Standing,
+    look_at_all,
+    partial_names,
+    standing,
+)
 from trainer_tui.versions.copying import Progress, Telling, copy_folder, segment_is_sound
 from trainer_tui.versions.layout import (
     Layout,
-    committed_folders,
     exclusive,
     plain_words,
     raise_counter,
     read_counter,
-    version_number,
 )
 from trainer_tui.versions.records import Version
 from trainer_tui.versions.second_location import SecondLocation
 
-PARTIAL_PREFIX = ".partial-"
 DAMAGED_PREFIX = ".damaged-"
 
 
 @dataclass(frozen=True, slots=True)
 class BackupStatus:
-    """`missing`: sound versions that have no copy yet. `same_disk`: a bad disk takes both."""
+    """`missing`: sound versions that have no whole copy. `same_disk`: a bad disk takes both."""
 
     location: str
     reachable: bool
@@ -100,36 +105,23 @@ class Backup:
         problem = self.place.problem()
         home = self.place.home()
         there = self.place.path / home.folder if home else None
-        copies = self._copies(there) if there and not problem else {}
-        partial = [] if problem or there is None else self._partial(there)
-        sound = [v.name for v in shelf.list_versions(self.layout) if v.state == "ok"]
         reachable = not problem
+        copies = look_at_all(there) if there and reachable else {}
+        sound = [v for v in shelf.list_versions(self.layout) if v.state == "ok"]
+        missing = [v.name for v in sound if standing(v, copies.get(v.name)) != "the same"]
+        whole = [name for name, copy in copies.items() if not copy.problem and name not in missing]
         return BackupStatus(
             location=str(self.place.path),
             reachable=reachable,
             problem=problem,
             same_disk=reachable and self.place.same_disk(),
-            copied=tuple(sorted(copies, reverse=True)),
-            missing=tuple(name for name in sound if name not in copies),
-            partial=tuple(partial),
-            bytes=sum(copies.values()),
+            copied=tuple(sorted(whole, reverse=True)),
+            missing=tuple(missing),
+            partial=tuple(partial_names(there)) if there and reachable else (),
+            bytes=sum(copies[name].bytes for name in whole),
             free_bytes=shutil.disk_usage(self.place.path).free if reachable else 0,
             last_run_at=home.last_run_at if home else "",
         )
-
-    def _copies(self, there: Path) -> dict[str, int]:
-        found = {}
-        for folder in committed_folders(there / "versions"):
-            seen = check.look(folder)
-            if version_number(folder.name) is not None and seen.state == "ok" and seen.sealed:
-                found[folder.name] = sum(entry.bytes for entry in seen.sealed.files)
-        return found
-
-    def _partial(self, there: Path) -> list[str]:
-        versions = there / "versions"
-        entries = versions.iterdir() if versions.is_dir() else ()
-        names = [entry.name for entry in entries if entry.name.startswith(PARTIAL_PREFIX)]
-        return sorted(name.removeprefix(PARTIAL_PREFIX) for name in names)
 
     # --- copying --------------------------------------------------------------------------------
 
@@ -156,8 +148,10 @@ class Backup:
             there = self.place.prepare(start_over=start_over)
             with self.place.watched(there, should_stop) as stop:
                 tally.problems += self._copy_records(there)
+                copies = look_at_all(there)
                 for version in shelf.list_versions(self.layout):
-                    if not self._settle(version, there, tally, progress, stop):
+                    stands = standing(version, copies.get(version.name))
+                    if not self._settle(version, there, stands, tally, progress, stop):
                         break
             self.place.remember_run(self._now())
         return tally.ended(clock.monotonic_s() - started_s)
@@ -166,6 +160,7 @@ class Backup:
         self,
         version: Version,
         there: Path,
+        stands: Standing,
         tally: _Tally,
         progress: Progress | None,
         stop: Callable[[], bool],
@@ -174,7 +169,7 @@ class Backup:
         if version.state != "ok":
             tally.problems.append(f"{version.name} is {version.state} and was not copied")
             return True
-        match self._stands_there(version, there):
+        match stands:
             case "the same":
                 tally.already.append(version.name)
                 return True
@@ -226,13 +221,6 @@ class Backup:
                 durable.replace(there / counter.name, counter.read_bytes())
         return problems
 
-    def _stands_there(self, version: Version, there: Path) -> Literal["the same", "another", ""]:
-        seen = check.look(there / "versions" / version.name)
-        if seen.state != "ok" or seen.sealed is None:
-            return ""
-        mine = version.record.manifest_sha256 if version.record else ""
-        return "the same" if seen.sealed.sha256 == mine else "another"
-
     def _copy_version(
         self,
         version: Version,
@@ -271,25 +259,36 @@ class Backup:
         """
         with plain_words("nothing was brought back"), self._only_one():
             there = self.place.reached()
-            names = [name for name in self._copies(there) if version_number(name) == number]
-            if not names:
-                raise NotFound(f"there is no copy of version {number} at {self.place.path}")
+            copy = self._whole_copy(number, there)
             self._fetch_records(there)
             self._refuse_if_sound(number)
             durable.make_directory(self.layout.versions)
             # Where it will stand: the versions may be on another disk than what is around them.
-            fetching = self.layout.versions / f"{PARTIAL_PREFIX}{names[0]}"
-            copy_folder(there / "versions" / names[0], fetching, None, lambda: False)
-            check.prove_version(fetching)
+            fetching = self.layout.versions / f"{PARTIAL_PREFIX}{copy.folder.name}"
+            try:
+                copy_folder(copy.folder, fetching, None, lambda: False)
+                check.prove_version(fetching)
+            except Corrupt:
+                durable.remove_tree(fetching)  # nobody else would, and it is as large as a version
+                raise
             with exclusive(self.layout):
                 self._refuse_if_sound(number)
-                target = self.layout.versions / names[0]
+                target = self.layout.versions / copy.folder.name
                 if target.exists():
                     why = "damaged; its copy was brought back"
                     trash.throw(self.layout, target, why, self._now(), 7)
                 durable.rename(fetching, target)
                 check.unmark_damaged(self.layout, target.name)
                 return shelf.examine(self.layout, number, target)
+
+    def _whole_copy(self, number: int, there: Path) -> Copy:
+        copies = [copy for copy in look_at_all(there).values() if copy.number == number]
+        if not copies:
+            raise NotFound(f"there is no copy of version {number} at {self.place.path}")
+        copy = min(copies, key=lambda copy: copy.problem != "")
+        if copy.problem:
+            raise Corrupt(f"the copy at {self.place.path} is damaged: {copy.problem}")
+        return copy
 
     def _refuse_if_sound(self, number: int) -> None:
         for version in shelf.list_versions(self.layout):

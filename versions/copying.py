@@ -78,9 +78,16 @@ def copy_folder(
             return False
         names = [manifest.MANIFEST_NAME] + ([VERSION_RECORD] if part is source else [])
         for name in names:
-            if not (target / name).exists():
-                durable.replace(target / name, (part / name).read_bytes(), 0o400)
+            _copy_record(part / name, target / name)
     return True
+
+
+def _copy_record(source: Path, target: Path) -> None:
+    """One that an earlier try left is replaced when it is not the same: it may have been damaged
+    then, and be sound now."""
+    data = source.read_bytes()
+    if not target.exists() or target.read_bytes() != data:
+        durable.replace(target, data, 0o400)
 
 
 def _stop_if(should_stop: Callable[[], bool]) -> None:

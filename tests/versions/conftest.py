@@ -138,6 +138,11 @@ class House:
             },
         )
 
+    def three_versions(self) -> None:
+        for step in (100, 200, 300):
+            self.train_file()
+            self.store.create(self.checkpoint(step), str(step))
+
     def newest(self) -> checkpoints.Newest:
         """What the trainer would resume from; raises when nothing verifies."""
         found = checkpoints.newest_verified(self.workspace.current_model)
@@ -200,6 +205,13 @@ def build(place: Path) -> Callable[..., House]:
 @pytest.fixture
 def house(build: Callable[..., House]) -> House:
     return build()
+
+
+@pytest.fixture
+def disk2(tmp_path: Path) -> Path:
+    place = tmp_path / "disk2"
+    place.mkdir()
+    return place
 
 
 @pytest.fixture

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from trainer_tui.safety import checkpoints, manifest
-from trainer_tui.safety.errors import NotFound, Refused
+from trainer_tui.safety.errors import Corrupt, NotFound, Refused
 from trainer_tui.versions import check
 from trainer_tui.versions.backup import Backup
-from trainer_tui.versions.copying import copy_folder
-
-NOBODY = 65534  # the overflow user, who owns nothing
-
-
-@pytest.fixture
-def disk2(tmp_path: Path) -> Path:
-    place = tmp_path / "disk2"
-    place.mkdir()
-    return place
-
-
-def three_versions(house) -> None:
-    for step in (100, 200, 300):
-        house.train_file()
-        house.store.create(house.checkpoint(step), str(step))
 
 
 def copies(disk2: Path) -> dict[str, Path]:
@@ -40,7 +20,7 @@ def copies(disk2: Path) -> dict[str, Path]:
 
 
 def test_a_backup_is_real_copies_that_verify_by_themselves(house, disk2):
-    three_versions(house)
+    house.three_versions()
     run = Backup(house.workspace, disk2).run()
     assert [name.split("_")[0] for name in run.copied] == ["v003", "v002", "v001"]
     assert run.problems == () and run.bytes > 0
@@ -53,7 +33,7 @@ def test_a_backup_is_real_copies_that_verify_by_themselves(house, disk2):
 
 
 def test_the_second_run_copies_only_what_is_new(house, disk2):
-    three_versions(house)
+    house.three_versions()
     backup = Backup(house.workspace, disk2)
     backup.run()
     house.store.create(house.checkpoint(400), "four")
@@ -97,7 +77,7 @@ def test_a_wrong_beginning_is_thrown_away_not_built_upon(house, disk2):
 
 
 def test_a_corrupt_version_is_named_and_not_copied(house, disk2, flip):
-    three_versions(house)
+    house.three_versions()
     flip(house.store.get(2).folder / "model.safetensors")
     run = Backup(house.workspace, disk2).run()
     assert sorted(copies(disk2)) == ["v001", "v003"]
@@ -106,35 +86,8 @@ def test_a_corrupt_version_is_named_and_not_copied(house, disk2, flip):
     assert any("is corrupt" in p for p in Backup(house.workspace, disk2).run().problems)
 
 
-def test_an_unmounted_disk_is_not_mistaken_for_an_empty_one(house, disk2):
-    three_versions(house)
-    backup = Backup(house.workspace, disk2)
-    backup.run()
-    away = disk2.with_name("unplugged")
-    disk2.rename(away)
-    assert "mounted" in backup.status().problem
-    disk2.mkdir()  # the bare mount point
-    with pytest.raises(Refused, match="no longer holds"):
-        backup.run()
-    assert list(disk2.iterdir()) == []
-    assert len(backup.run(start_over=True).copied) == 3
-
-
-@pytest.mark.parametrize("where", ["relative", "inside", "missing"])
-def test_a_location_that_cannot_serve_is_a_sentence(house, tmp_path, where):
-    three_versions(house)
-    place = {
-        "relative": Path("backups"),
-        "inside": house.workspace.state,
-        "missing": tmp_path / "nowhere",
-    }[where]
-    with pytest.raises(Refused, match="no backup was made"):
-        Backup(house.workspace, place).run()
-    assert not Backup(house.workspace, place).status().reachable
-
-
 def test_a_damaged_version_is_brought_back_from_its_copy(house, disk2, flip):
-    three_versions(house)
+    house.three_versions()
     backup = Backup(house.workspace, disk2)
     backup.run()
     with pytest.raises(Refused, match="here and sound"):
@@ -149,7 +102,7 @@ def test_a_damaged_version_is_brought_back_from_its_copy(house, disk2, flip):
 
 
 def test_after_a_disk_died_everything_comes_back_from_the_second_one(house, disk2):
-    three_versions(house)
+    house.three_versions()
     for _ in range(2):
         house.store.create(house.workspace.current_model / "checkpoint-300", "")
     backup = Backup(house.workspace, disk2)
@@ -168,7 +121,7 @@ def test_after_a_disk_died_everything_comes_back_from_the_second_one(house, disk
 
 
 def test_a_copy_that_went_bad_is_set_aside_and_copied_anew(house, disk2):
-    three_versions(house)
+    house.three_versions()
     backup = Backup(house.workspace, disk2)
     backup.run()
     (copies(disk2)["v002"] / "config.json").unlink()
@@ -178,156 +131,74 @@ def test_a_copy_that_went_bad_is_set_aside_and_copied_anew(house, disk2):
     assert len(list(disk2.glob("*/versions/.damaged-v002*"))) == 1
 
 
-def mounted(place: Path) -> None:
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "record changed": lambda copy: rewrite(copy / "VERSION.json", b'"2', b'"3'),
+    "record gone": lambda copy: (copy / "VERSION.json").unlink(),
+    "optimizer's file gone": lambda copy: (copy / "optimizer/optimizer.safetensors").unlink(),
+    "optimizer's manifest gone": lambda copy: (copy / "optimizer/MANIFEST.json").unlink(),
+    "optimizer gone": lambda copy: shutil.rmtree(copy / "optimizer"),
+}
 
 
-class GoesAway:
-    """Progress that lets the disk go in the middle of the second version."""
-
-    def __init__(self, go: Callable[[], object]) -> None:
-        self.go = go
-        self.names: list[str] = []
-
-    def __call__(self, name: str, copied_bytes: int, bytes_in_all: int) -> None:
-        if name not in self.names:
-            self.names.append(name)
-            if len(self.names) == 2:
-                self.go()
+def rewrite(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.chmod(0o600)
+    path.write_bytes(data.replace(old, new, 1))
 
 
-def test_a_disk_that_goes_away_in_the_middle_is_noticed_not_filled(house, disk2):
-    three_versions(house)
-    backup = Backup(house.workspace, disk2)
-    away = disk2.with_name("unplugged")
-
-    def go() -> None:
-        disk2.rename(away)
-        disk2.mkdir()  # the bare mount point
-
-    with pytest.raises(Refused, match="went away in the middle"):
-        backup.run(GoesAway(go))
-    assert list(disk2.iterdir()) == []
-    assert not backup.status().reachable
-    with pytest.raises(Refused, match="no longer holds"):
-        backup.run()
-    assert list(disk2.iterdir()) == []
-    disk2.rmdir()
-    away.rename(disk2)
-    assert [name.split("_")[0] for name in backup.run().copied] == ["v002", "v001"]
-    assert backup.status().missing == ()
-
-
-def test_copies_that_lie_under_the_mount_point_are_not_mistaken_for_the_disk(house, disk2):
-    """They were made by hand, or by an earlier run with nothing mounted."""
-    three_versions(house)
-    backup = Backup(house.workspace, disk2)
-    backup.run(should_stop=lambda: True)
-    (home,) = disk2.iterdir()
-    held = disk2.with_name("held")
-    shutil.copytree(home, held)
-    mounted(disk2)
-    try:
-        shutil.copytree(held, disk2 / home.name)
-        unmount = ["umount", "-l", str(disk2)]
-        with pytest.raises(Refused, match="went away in the middle"):
-            backup.run(GoesAway(lambda: subprocess.run(unmount, check=True)))
-    finally:
-        if os.path.ismount(disk2):
-            subprocess.run(["umount", "-l", str(disk2)], check=True)
-    assert list((home / "versions").iterdir()) == []
-
-
-def test_a_folder_of_ours_without_its_note_is_not_written_to(house, disk2):
-    three_versions(house)
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_copy_of_which_any_part_is_damaged_does_not_count(house, disk2, how):
+    house.three_versions()
     backup = Backup(house.workspace, disk2)
     backup.run()
-    (note,) = disk2.glob("*/WORKSPACE")
-    note.unlink()
-    assert "no longer holds" in backup.status().problem
-    with pytest.raises(Refused, match="no longer holds"):
-        backup.run()
+    DAMAGE[how](copies(disk2)["v001"])
+    name = house.store.get(1).name
+    status = backup.status()
+    assert status.missing == (name,) and name not in status.copied
+    assert backup.run().copied == (name,)
+    check.prove_version(copies(disk2)["v001"])
+    assert check.has_optimizer(copies(disk2)["v001"])
+    assert backup.status().missing == () and backup.run().copied == ()
 
 
-def test_a_copy_makes_no_folder_above_itself(house, disk2):
-    version = house.store.create(house.checkpoint(100), "v")
-    gone = disk2 / "house-0" / "versions" / ".partial-v001"
-    with pytest.raises(FileNotFoundError):
-        copy_folder(version.folder, gone, None, lambda: False)
-    assert list(disk2.iterdir()) == []
+def test_a_copy_keeps_the_optimizer_that_was_let_go_here(house, disk2):
+    house.three_versions()
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    shutil.rmtree(house.store.get(1).folder / "optimizer")
+    assert backup.status().missing == () and len(backup.run().already) == 3
+    assert check.has_optimizer(copies(disk2)["v001"])
 
 
-@contextlib.contextmanager
-def as_nobody(folder: Path) -> Iterator[None]:
-    """Root may read everything: then the block runs as another user, who is given `folder`."""
-    if os.geteuid() != 0:
-        yield
-        return
-    try:
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, NOBODY, -1)
-        os.seteuid(NOBODY)
-    except OSError as problem:
-        pytest.skip(f"there is no other user here: {problem}")
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+@pytest.mark.parametrize("part", ["VERSION.json", "model.safetensors"])
+def test_a_damaged_copy_is_refused_leaves_nothing_and_serves_once_repaired(
+    house, disk2, flip, part
+):
+    house.three_versions()
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    flip(house.store.get(1).folder / "model.safetensors")
+    assert not house.store.verify(1).ok
+    copy = copies(disk2)["v001"]
+    flip(copy / part)
+    for _ in range(2):
+        with pytest.raises(Corrupt):
+            backup.fetch(1)
+        assert list(house.workspace.versions.glob(".partial-*")) == []
+        assert house.store.get(1).name in [version.name for version in house.store.list()]
+    flip(copy / part)  # back
+    assert backup.fetch(1).state == "ok"
 
 
-@pytest.fixture
-def open_place() -> Iterator[Path]:
-    """Unlike `tmp_path`, below no folder that other users may not pass."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-def test_a_fresh_disk_with_a_folder_of_roots_serves(build, open_place):
-    house = build(root=open_place / "house")
-    three_versions(house)
-    disk = open_place / "fresh"
-    disk.mkdir()
-    with as_nobody(open_place):
-        (disk / "lost+found").mkdir(mode=0)
-        backup = Backup(house.workspace, disk)
-        assert backup.status().problem == ""
-        assert len(backup.run().copied) == 3
-        house.workspace.models.joinpath("backups", "second_location.json").unlink()
-        assert len(Backup(house.workspace, disk).run().already) == 3
-
-
-def test_a_location_that_may_not_be_read_is_a_sentence(build, open_place):
-    house = build(root=open_place / "house")
-    three_versions(house)
-    with as_nobody(open_place):
-        closed = open_place / "closed"
-        closed.mkdir(mode=0)
-        assert "cannot be read" in Backup(house.workspace, closed).status().problem
-        with pytest.raises(Refused, match="cannot be read"):
-            Backup(house.workspace, closed).run()
-
-
-def test_a_version_comes_back_to_a_disk_of_its_own(house, disk2, tmp_path, flip):
-    """The versions' folder may be a link to another disk than the rest of the workspace."""
-    large = tmp_path / "large"
-    large.mkdir()
-    mounted(large)
-    try:
-        house.workspace.versions.rmdir()
-        house.workspace.versions.symlink_to(large)
-        three_versions(house)
-        backup = Backup(house.workspace, disk2)
-        backup.run()
-        flip(house.store.get(1).folder / "model.safetensors")
-        assert not house.store.verify(1).ok
-        assert backup.fetch(1).state == "ok"
-        assert house.store.verify(1).ok
-        assert list(large.glob(".partial-*")) == []
-    finally:
-        subprocess.run(["umount", "-l", str(large)], check=True)
+def test_a_bad_record_of_an_earlier_try_is_replaced(house, disk2, flip):
+    house.three_versions()
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    name = house.store.get(1).name
+    flip(house.store.get(1).folder / "model.safetensors")
+    house.store.verify(1)
+    partial = house.workspace.versions / f".partial-{name}"
+    partial.mkdir()
+    (partial / "VERSION.json").write_text("{")
+    assert backup.fetch(1).state == "ok"
