@@ -59,27 +59,45 @@ def copy_folder(
         Corrupt: a file of the source does not match its hash.
     """
 
-    def after_chunk(size: int) -> None:
+    def step(size: int) -> None:
         if told:
             told(size)
-        _stop_if(should_stop)
+        if should_stop():
+            raise _Stopped
 
-    parts = [source]
-    if check.has_optimizer(source):
-        parts.append(source / OPTIMIZER_PART)
-    for part in parts:
-        target = partial if part is source else partial / OPTIMIZER_PART
-        durable.make_directory(target, parents=False)
-        try:
-            for entry in manifest.read(part).files:
-                _stop_if(should_stop)
-                _copy_file(part, entry, target, after_chunk)
-        except _Stopped:
-            return False
-        names = [manifest.MANIFEST_NAME] + ([VERSION_RECORD] if part is source else [])
-        for name in names:
-            _copy_record(part / name, target / name)
+    try:
+        _copy_part(source, partial, (manifest.MANIFEST_NAME, VERSION_RECORD), step)
+        _copy_optimizer(source, partial, step)
+    except _Stopped:
+        return False
     return True
+
+
+def _copy_part(
+    source: Path, target: Path, record_names: tuple[str, ...], step: Callable[[int], None]
+) -> None:
+    """The records come last, so a part that has its manifest is all there."""
+    durable.make_directory(target, parents=False)
+    for entry in manifest.read(source).files:
+        step(0)
+        _copy_file(source, entry, target, step)
+    for name in record_names:
+        _copy_record(source / name, target / name)
+
+
+def _copy_optimizer(source: Path, partial: Path, step: Callable[[int], None]) -> None:
+    """Retention may let go of it at any moment, by one rename: then the copy has none either, and
+    nothing of it stays behind there that no manifest names."""
+    part, target = source / OPTIMIZER_PART, partial / OPTIMIZER_PART
+    try:
+        if check.has_optimizer(source):
+            _copy_part(part, target, (manifest.MANIFEST_NAME,), step)
+    except (Corrupt, FileNotFoundError):
+        if check.has_optimizer(source) or not source.exists():  # then it is not that
+            raise
+    if not check.has_optimizer(source) and target.exists():
+        step(0)
+        durable.remove_tree(target)
 
 
 def _copy_record(source: Path, target: Path) -> None:
@@ -88,11 +106,6 @@ def _copy_record(source: Path, target: Path) -> None:
     data = source.read_bytes()
     if not target.exists() or target.read_bytes() != data:
         durable.replace(target, data, 0o400)
-
-
-def _stop_if(should_stop: Callable[[], bool]) -> None:
-    if should_stop():
-        raise _Stopped
 
 
 def _copy_file(source: Path, entry: FileEntry, target: Path, told: Callable[[int], None]) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from trainer_tui.safety import checkpoints, manifest
+from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
-from trainer_tui.versions import check
+from trainer_tui.safety.workspace import Workspace
+from trainer_tui.versions import check, keeping
 from trainer_tui.versions.backup import Backup
 
 
@@ -202,3 +205,35 @@ def test_a_bad_record_of_an_earlier_try_is_replaced(house, disk2, flip):
     partial.mkdir()
     (partial / "VERSION.json").write_text("{")
     assert backup.fetch(1).state == "ok"
+
+
+@dataclass
+class ThinsInTheMiddle:
+    """Progress that lets retention go over the versions while an optimizer is copied."""
+
+    workspace: Workspace
+    thinned: list[str] = field(default_factory=list)
+
+    def __call__(self, name: str, copied_bytes: int, bytes_in_all: int) -> None:
+        if name.startswith("v001") and copied_bytes > bytes_in_all / 2 and not self.thinned:
+            done = keeping.apply(self.workspace, Config())
+            self.thinned = [act.path.name for act in done if act.action == "thin"]
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["goes on", "next run"])
+def test_an_optimizer_that_is_let_go_of_meanwhile_leaves_nothing_in_the_copy(house, disk2, stop):
+    for step in (100, 200, 300):
+        house.train_file()
+        house.store.create(house.checkpoint(step, elements=1 << 20), str(step))
+    retention = ThinsInTheMiddle(house.workspace)
+    backup = Backup(house.workspace, disk2)
+    run = backup.run(retention, lambda: stop and retention.thinned != [])
+    assert house.store.get(1).name in retention.thinned
+    assert run.problems == () and len(run.copied) == (2 if stop else 3)
+    if stop:
+        assert len(list(disk2.glob("*/versions/.partial-v001*/optimizer/*"))) == 1
+        assert backup.run().copied == (house.store.get(1).name,)
+    copy = copies(disk2)["v001"]
+    assert not (copy / "optimizer").exists()
+    check.prove_version(copy)
+    assert backup.status().missing == ()
