@@ -1,8 +1,8 @@
 """The second location for the daemon: copied to after every change of the versions, or when asked.
 
 Invariant: one copying at a time, in a thread of its own; whoever asks while one runs joins it.
-A client that goes away does not end it; the end of the daemon does, and the next run goes on in
-the middle of the file.
+A client that goes away does not end it; the end of the daemon does, also while a copy is read
+back, and the next run goes on in the middle of the file.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class Backups:
     async def fetch(self, number: int) -> dict[str, Any]:
         """Bring a version back from the second location. Raises as `Backup.fetch`."""
         backup = Backup(self._workspace, self._location())
-        version = await asyncio.to_thread(backup.fetch, number)
+        version = await asyncio.to_thread(backup.fetch, number, lambda: self._closing)
         await self._fetched(number)
         return version.as_dict()
 
     async def close(self) -> None:
-        """Copying stops within a few megabytes."""
+        """Copying, reading back and fetching stop within a few megabytes."""
         self._closing = True
         if self._running is not None:
             await asyncio.wait({self._running})

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer_tui.safety import clock, durable, locks
+from trainer_tui.safety import clock, durable, hashing, locks
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import check, shelf, trash
@@ -234,7 +234,9 @@ class Backup:
             return False
         final = partial.with_name(version.name)
         try:
-            check.prove_version(partial)
+            check.prove_version(partial, should_stop=should_stop)
+        except hashing.GaveWay:
+            return False
         except Corrupt:
             should_stop()  # on a disk that went away nothing is to be removed
             durable.remove_tree(partial)  # so that the next run starts it anew
@@ -249,12 +251,16 @@ class Backup:
 
     # --- bringing back --------------------------------------------------------------------------
 
-    def fetch(self, number: int) -> Version:
+    def fetch(self, number: int, should_stop: Callable[[], bool] = lambda: False) -> Version:
         """Copy a version back from the second location, in place of a damaged or missing one.
+
+        Args:
+            should_stop: asked after every few megabytes; the next try goes on from there.
 
         Raises:
             NotFound: there is no copy of it.
-            Refused: the location cannot be used, or a sound version of that number is here.
+            Refused: the location cannot be used or went away, a sound version of that number is
+                here, or it was told to stop.
             Corrupt: the copy is damaged too.
         """
         with plain_words("nothing was brought back"), self._only_one():
@@ -265,12 +271,8 @@ class Backup:
             durable.make_directory(self.layout.versions)
             # Where it will stand: the versions may be on another disk than what is around them.
             fetching = self.layout.versions / f"{PARTIAL_PREFIX}{copy.folder.name}"
-            try:
-                copy_folder(copy.folder, fetching, None, lambda: False)
-                check.prove_version(fetching)
-            except Corrupt:
-                durable.remove_tree(fetching)  # nobody else would, and it is as large as a version
-                raise
+            with self.place.watched(there, should_stop) as stop:
+                self._bring(copy, fetching, stop)
             with exclusive(self.layout):
                 self._refuse_if_sound(number)
                 target = self.layout.versions / copy.folder.name
@@ -280,6 +282,21 @@ class Backup:
                 durable.rename(fetching, target)
                 check.unmark_damaged(self.layout, target.name)
                 return shelf.examine(self.layout, number, target)
+
+    def _bring(self, copy: Copy, fetching: Path, should_stop: Callable[[], bool]) -> None:
+        try:
+            whole = copy_folder(copy.folder, fetching, None, should_stop)
+            if whole:
+                check.prove_version(fetching, should_stop=should_stop)
+        except hashing.GaveWay:
+            whole = False
+        except Corrupt:
+            should_stop()  # on a disk that went away it is no fault of the copy
+            durable.remove_tree(fetching)  # nobody else would, and it is as large as a version
+            raise
+        if not whole:
+            hint = "ask again: it goes on where it ended"
+            raise Refused(f"{copy.folder.name} was not brought back: it was told to stop", hint)
 
     def _whole_copy(self, number: int, there: Path) -> Copy:
         copies = [copy for copy in look_at_all(there).values() if copy.number == number]

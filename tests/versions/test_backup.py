@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from trainer_tui.daemon.backups import Backups
+from trainer_tui.daemon.settings import Settings
+from trainer_tui.daemon.teller import Teller
 from trainer_tui.safety import checkpoints, manifest
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
@@ -237,3 +242,90 @@ def test_an_optimizer_that_is_let_go_of_meanwhile_leaves_nothing_in_the_copy(hou
     assert not (copy / "optimizer").exists()
     check.prove_version(copy)
     assert backup.status().missing == ()
+
+
+def read_back(folder: Path, stops: list[bool], monkeypatch) -> None:
+    """Reading back anything in `folder` from now on adds to `stops`, so that it is told to stop."""
+    real = check.verify_file
+
+    def told_to_stop(place: Path, entry, should_stop=None) -> None:
+        if place.is_relative_to(folder):
+            assert should_stop is not None, "the hashing cannot be stopped"
+            stops.append(True)
+        real(place, entry, should_stop)
+
+    monkeypatch.setattr(check, "verify_file", told_to_stop)
+
+
+def test_a_stop_is_heard_while_a_copy_is_read_back(house, disk2, monkeypatch):
+    house.three_versions()
+    stops: list[bool] = []
+    read_back(disk2, stops, monkeypatch)
+    backup = Backup(house.workspace, disk2)
+    assert backup.run(should_stop=lambda: bool(stops)).copied == ()
+    assert backup.status().partial == (house.store.get(3).name,)
+    monkeypatch.undo()
+    assert len(backup.run().copied) == 3 and backup.status().partial == ()
+
+
+def test_a_stop_is_heard_while_a_version_is_fetched(house, disk2, flip, monkeypatch):
+    house.three_versions()
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    flip(house.store.get(1).folder / "model.safetensors")
+    assert not house.store.verify(1).ok
+    with pytest.raises(Refused, match="told to stop"):
+        backup.fetch(1, lambda: True)
+    stops: list[bool] = []
+    read_back(house.workspace.versions, stops, monkeypatch)
+    with pytest.raises(Refused, match="told to stop"):
+        backup.fetch(1, lambda: bool(stops))
+    monkeypatch.undo()
+    assert house.store.get(1).state == "corrupt"
+    assert backup.fetch(1).state == "ok"
+
+
+def test_a_disk_that_goes_away_while_a_version_is_fetched_is_a_sentence(house, disk2, flip):
+    house.three_versions()
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    flip(house.store.get(1).folder / "model.safetensors")
+    house.store.verify(1)
+
+    def unplug() -> bool:
+        if disk2.exists():
+            disk2.rename(disk2.with_name("unplugged"))
+        return False
+
+    with pytest.raises(Refused, match="went away in the middle"):
+        backup.fetch(1, unplug)
+    assert house.store.get(1).state == "corrupt"
+    disk2.with_name("unplugged").rename(disk2)
+    assert backup.fetch(1).state == "ok"
+
+
+def test_the_end_of_the_daemon_ends_a_fetch(house, disk2, flip):
+    house.three_versions()
+    backup = Backup(house.workspace, disk2)
+    backup.run()
+    flip(house.store.get(1).folder / "model.safetensors")
+    assert not house.store.verify(1).ok
+    house.workspace.config_file.write_text(f'[versioning]\nsecond_location = "{disk2}"\n')
+    settings = Settings(house.workspace)
+    settings.load()
+    came_back: list[int] = []
+
+    async def fetched(number: int) -> None:
+        came_back.append(number)
+
+    async def fetch(*, ending: bool) -> None:
+        backups = Backups(house.workspace, settings, cast(Teller, None), fetched)
+        if ending:
+            await backups.close()
+        await backups.fetch(1)
+
+    with pytest.raises(Refused, match="told to stop"):
+        asyncio.run(fetch(ending=True))
+    assert came_back == []
+    asyncio.run(fetch(ending=False))
+    assert came_back == [1]
