@@ -54,7 +54,7 @@ class SecondLocation:
         return ""
 
     def _holds(self, home: Home) -> bool:
-        """A folder of that name without the note was made by nobody who looked where he was."""
+        """A folder of that name without the note is not taken for ours."""
         return (self.path / home.folder / NOTE).is_file()
 
     def same_disk(self) -> bool:
