@@ -153,7 +153,7 @@ class Daemon:
         await self._remember_best()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
-        await self._keeper.refresh()
+        await self._look_at_versions()
         await self._keeper.settling.at_start()
         await self._rounds.look_around()  # so that the first answer is whole
         record = daemon_record(self._workspace, status.version(), self._started_at)
@@ -241,11 +241,18 @@ class Daemon:
         """History mixes slices and sets; what is committed says of which set its figure is."""
         try:
             best = await self._keeper.ask(lambda store: keeping.best_known(store.workspace))
-        except OSError as problem:
+        except (OSError, TrainerTuiError) as problem:
             log.warning("the best figure could not be read: %s", problem)
             return
         if best is not None:
             self._training.figures.remember_best(best.set_id, best.loss)
+
+    async def _look_at_versions(self) -> None:
+        """Training needs none of them: what is wrong with the shelf must not keep it from going."""
+        try:
+            await self._keeper.refresh()
+        except (OSError, TrainerTuiError) as problem:
+            self._teller.say("error", "version", f"the versions cannot be read: {problem}")
 
     # --- beginning and context ------------------------------------------------------------------
 

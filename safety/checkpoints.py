@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer_tui.safety import durable, hashing, manifest, proofs
-from trainer_tui.safety.errors import Corrupt, is_damage
+from trainer_tui.safety.errors import Corrupt, Unreadable, is_damage, is_lack
 from trainer_tui.safety.manifest import FileEntry, Manifest, Role
 
 _NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?")
@@ -77,7 +77,7 @@ def verify_file(
     """Compare size and hash.
 
     Raises:
-        Corrupt: it is another one, or none.
+        Corrupt: it is another one, or none; Unreadable: nobody knows which, for want of rights.
         GaveWay: `should_stop` said so.
     """
     path = folder / entry.name
@@ -90,9 +90,10 @@ def verify_file(
     except FileNotFoundError:
         raise Corrupt(f"{folder.name}: {entry.name} is missing") from None
     except OSError as problem:
-        if not is_damage(problem):
+        if is_lack(problem):
             raise
-        raise Corrupt(f"{folder.name}: {entry.name} cannot be read: {problem.strerror}") from None
+        kind = Corrupt if is_damage(problem) else Unreadable
+        raise kind(f"{folder.name}: {entry.name} cannot be read: {problem.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)

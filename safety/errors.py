@@ -72,9 +72,21 @@ class Corrupt(TrainerTuiError):
     """Committed files do not match their manifest."""
 
 
+class Unreadable(Corrupt):
+    """Committed files cannot be read now; another time they may be, so no mark of it is kept."""
+
+
 _DAMAGE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 def is_damage(problem: OSError) -> bool:
     """Is the medium bad, or what stands on it? A lack of room, rights or memory is not damage."""
     return problem.errno in _DAMAGE
+
+
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def is_lack(problem: OSError) -> bool:
+    """Has this process run out of something? Then it says nothing about what was to be read."""
+    return problem.errno in _LACKS

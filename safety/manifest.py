@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from trainer_tui.safety import durable
-from trainer_tui.safety.errors import Corrupt, is_damage
+from trainer_tui.safety.errors import Corrupt, Unreadable, is_lack
 
 MANIFEST_NAME = "MANIFEST.json"
 FORMAT = 1
@@ -137,7 +137,7 @@ def read(folder: Path) -> Manifest:
     """The manifest of a checkpoint or version folder, its own hash checked.
 
     Raises:
-        Corrupt: missing, unreadable, or not what was sealed.
+        Corrupt: missing, unreadable (Unreadable), or not what was sealed.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -147,10 +147,10 @@ def read(folder: Path) -> Manifest:
     except msgspec.MsgspecError as problem:
         raise Corrupt(f"{folder.name}: {MANIFEST_NAME} is damaged: {problem}") from None
     except OSError as problem:
-        if not is_damage(problem):
+        if is_lack(problem):
             raise
         text = f"{MANIFEST_NAME} cannot be read: {problem.strerror}"
-        raise Corrupt(f"{folder.name}: {text}") from problem
+        raise Unreadable(f"{folder.name}: {text}") from problem
     if manifest.format != FORMAT:
         text = f"{folder.name} is of format {manifest.format}, this program reads {FORMAT}"
         raise Corrupt(text, "it was written by another release of trainer-tui")
@@ -192,12 +192,17 @@ def ledger_entries(ledger: Path, head: LedgerHead | None) -> Iterator[LedgerEntr
 
 
 def read_segment(ledger: Path, head: LedgerHead) -> LedgerSegment:
-    """The segment that `head` names. Raises Corrupt when it is missing or damaged."""
+    """The segment that `head` names. Raises Corrupt: missing, unreadable or damaged."""
     path = segment_path(ledger, head)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise Corrupt(f"ledger segment {path.name} is missing") from None
+    except OSError as problem:
+        if is_lack(problem):
+            raise
+        text = f"ledger segment {path.name} cannot be read: {problem.strerror}"
+        raise Unreadable(text) from problem
     if hashlib.sha256(data).hexdigest() != head.sha256:
         raise Corrupt(f"ledger segment {path.name} is damaged")
     return _segment_decoder.decode(data)

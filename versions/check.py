@@ -1,12 +1,14 @@
 """Is a folder what its manifest says? A cheap look for lists, the whole proof before trusting.
 
-Limits: a look compares names and sizes only. A proof hashes every file and opens every tensor;
-it is remembered per file by (device, inode, size, mtime), so hard links are hashed once. Damage
-that a disk does afterwards is found by `verify` alone, which never believes the memory.
+Limits: a look compares names, sizes and rights only. A proof hashes every file and opens every
+tensor; it is remembered per file by (device, inode, size, mtime), so hard links are hashed once.
+Damage that a disk does afterwards is found by `verify` alone, which never believes the memory.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer_tui.safety import clock, durable, manifest
 from trainer_tui.safety.checkpoints import HASHING_THREADS, WORTH_A_THREAD_BYTES, verify_file
-from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.errors import Corrupt, Unreadable, is_lack
 from trainer_tui.safety.manifest import FileEntry, Manifest
 from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
 from trainer_tui.versions.records import State, read_version
@@ -37,9 +39,29 @@ class Look:
 
 
 def look(folder: Path) -> Look:
-    """Compare names and sizes with the manifest; milliseconds, whatever the model's size."""
+    """Compare names and sizes with the manifest; milliseconds, whatever the model's size.
+
+    What cannot be read is the state of this folder, never an error: the others go on.
+    """
+    try:
+        return _look(folder)
+    except OSError as problem:
+        if is_lack(problem):
+            raise
+        return Look("corrupt", f"{folder.name} cannot be read: {problem.strerror}", None)
+
+
+def looks_sound(folder: Path) -> bool:
+    """A look at it, and at its optimizer part when it has one."""
+    part = folder / OPTIMIZER_PART
+    return look(folder).state == "ok" and (look(part).state == "ok" or not has_optimizer(folder))
+
+
+def _look(folder: Path) -> Look:
     try:
         sealed = manifest.read(folder)
+    except Unreadable as problem:
+        return Look("corrupt", problem.message, None)
     except Corrupt as problem:
         present = (folder / manifest.MANIFEST_NAME).exists()
         return Look("corrupt" if present else "incomplete", problem.message, None)
@@ -55,6 +77,9 @@ def look(folder: Path) -> Look:
             return Look("corrupt", f"{folder.name}: {entry.name} is not a plain file", sealed)
         if found.st_size != entry.bytes:
             text = f"{entry.name} has {found.st_size} bytes, not {entry.bytes}"
+            return Look("corrupt", f"{folder.name}: {text}", sealed)
+        if not os.access(path, os.R_OK, effective_ids=True):
+            text = f"{entry.name} cannot be read: {os.strerror(errno.EACCES)}"
             return Look("corrupt", f"{folder.name}: {text}", sealed)
     return Look("ok", "", sealed)
 
@@ -98,7 +123,7 @@ class Verified:
             assert self._path is not None  # without one, __init__ has set `_known`
             try:
                 self._known = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
-            except (FileNotFoundError, msgspec.MsgspecError):
+            except (OSError, msgspec.MsgspecError):  # a cache: what it knew is hashed again
                 self._known = {}
         return self._known
 
@@ -240,7 +265,10 @@ def prove_version(
 
 
 def has_optimizer(folder: Path) -> bool:
-    return (folder / OPTIMIZER_PART / manifest.MANIFEST_NAME).is_file()
+    try:
+        return (folder / OPTIMIZER_PART / manifest.MANIFEST_NAME).is_file()
+    except PermissionError:  # what nobody may look at is as good as none
+        return False
 
 
 # --- marks of damage found by a proof -----------------------------------------------------------
@@ -264,9 +292,12 @@ def unmark_damaged(layout: Layout, folder_name: str) -> None:
 
 
 def known_damage(layout: Layout, folder_name: str) -> str:
-    """What the last proof of this folder found wrong; empty when nothing."""
+    """What the last proof of this folder found wrong; empty when nothing.
+
+    A mark that cannot be read is none: whoever trusts a folder proves it anyway.
+    """
     try:
         data = (layout.damaged / f"{folder_name}.json").read_bytes()
         return msgspec.json.decode(data, type=_Damage).problem
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError):
         return ""

@@ -7,6 +7,7 @@ into the trash; versions can come back for some days, the rest is removed at onc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import msgspec
 from trainer_tui.safety import checkpoints, clock, durable, hashing, manifest
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.disk import exclusive_bytes
-from trainer_tui.safety.errors import Corrupt, Refused
+from trainer_tui.safety.errors import Corrupt, Refused, Unreadable
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import best, bundle, check, emergency, retention, shelf, trash
 from trainer_tui.versions.best import Figure
@@ -36,6 +37,7 @@ from trainer_tui.versions.layout import (
 from trainer_tui.versions.records import Version
 from trainer_tui.versions.retention import Checkpoint, Decision, Plan
 
+log = logging.getLogger("versions")
 ROUNDS = 100  # each round proves or marks at least one more folder
 
 
@@ -151,7 +153,9 @@ def proven(
     for _ in range(ROUNDS):
         found = survey(layout)
         decided = decide(found)
-        doubtful = [path for path in decided.keep if path not in examined and _looks_sound(path)]
+        doubtful = [
+            path for path in decided.keep if path not in examined and check.looks_sound(path)
+        ]
         stopping = should_stop()
         if stopping or not decided.go or not doubtful:
             if decided.go:
@@ -169,17 +173,16 @@ def proven(
     return ()
 
 
-def _looks_sound(path: Path) -> bool:
-    return check.look(path).state == "ok"
-
-
 def _prove(layout: Layout, path: Path, verified: Verified, should_stop: Callable[[], bool]) -> None:
-    """Mark it as damaged when it is. Raises GaveWay."""
+    """Mark it as damaged when it is. Raises GaveWay, and Unreadable when nobody can tell."""
     try:
         if path.parent == layout.versions:
             check.prove_version(path, verified, should_stop)
         else:
             check.prove(path, verified, should_stop)
+    except Unreadable:
+        if check.looks_sound(path):  # else the next look counts it out, without a mark
+            raise
     except Corrupt as problem:
         if path.is_dir():
             check.mark_damaged(layout, path.name, problem.message)
@@ -202,7 +205,11 @@ def carry_out(
             # Since the decision a person may have pinned it, restored from it, or deleted another.
             still = {(found.path, found.action) for found in decide(survey(layout)).go}
             if (decision.path, decision.action) in still:
-                freed = _let_go(layout, decision, now, keep_days)
+                try:
+                    freed = _let_go(layout, decision, now, keep_days)
+                except PermissionError as problem:  # somebody else's: the rest goes all the same
+                    log.warning("%s cannot be let go: %s", decision.path, problem)
+                    continue
                 done.append(Done(decision.path, decision.why, decision.action, freed))
     return done
 

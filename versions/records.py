@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from trainer_tui.safety import durable
-from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.errors import Corrupt, Unreadable, is_lack
 from trainer_tui.safety.manifest import FileEntry, LedgerEntry, LedgerHead
 from trainer_tui.versions.best import Figure
 from trainer_tui.versions.layout import Layout
@@ -211,13 +211,18 @@ def _digest(record: VersionRecord) -> str:
 
 
 def read_version(folder: Path) -> VersionRecord:
-    """Raises Corrupt when it is missing, damaged or changed since it was sealed."""
+    """Raises Corrupt when it is missing, unreadable, damaged or changed since it was sealed."""
     try:
         record = _record_decoder.decode((folder / VERSION_RECORD).read_bytes())
     except FileNotFoundError:
         raise Corrupt(f"{folder.name} has no {VERSION_RECORD}") from None
     except msgspec.MsgspecError as problem:
         raise Corrupt(f"{folder.name}: {VERSION_RECORD} is damaged: {problem}") from None
+    except OSError as problem:
+        if is_lack(problem):
+            raise
+        text = f"{VERSION_RECORD} cannot be read: {problem.strerror}"
+        raise Unreadable(f"{folder.name}: {text}") from None
     if _digest(record) != record.sha256:
         raise Corrupt(f"{folder.name}: {VERSION_RECORD} was changed after it was sealed")
     return record
@@ -245,5 +250,9 @@ def read_branches(layout: Layout) -> dict[int, Branch]:
 def _read_record(path: Path, decode: Callable[[bytes], Record]) -> Record | None:
     try:
         return decode(path.read_bytes())
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except msgspec.MsgspecError:
+        return None
+    except OSError as problem:
+        if is_lack(problem):
+            raise
         return None

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from trainer_tui.safety import checkpoints, manifest, proofs
-from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.errors import Corrupt, Unreadable
 from trainer_tui.safety.manifest import Manifest
 from trainer_tui.versions import bundle, check, emergency, trained
 from trainer_tui.versions.check import Verified
@@ -139,7 +139,8 @@ def _prove(
         sealed = check.prove(source.folder, recent)
         optimizer = check.prove(source.optimizer, recent) if source.optimizer else None
     except Corrupt as problem:
-        check.mark_damaged(layout, source.name, problem.message)
+        if not isinstance(problem, Unreadable):
+            check.mark_damaged(layout, source.name, problem.message)
         hint = "training is as it was; choose another version: trainer-tui versions list"
         raise Corrupt(f"{source.name} cannot be restored: {problem.message}", hint) from None
     if source.optimizer or not check.has_optimizer(source.folder):  # all of it was proven

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.errors import Corrupt, Unreadable
 from trainer_tui.versions import best, check, emergency, line, records
 from trainer_tui.versions.layout import (
     OPTIMIZER_PART,
@@ -63,13 +63,21 @@ def examine(layout: Layout, number: int, folder: Path) -> Version:
         record = records.read_version(folder)
         if state == "ok" and seen.sealed and record.manifest_sha256 != seen.sealed.sha256:
             state, problem = "corrupt", f"{folder.name}: its record is of another manifest"
+    except Unreadable as damage:
+        if state == "ok":
+            state, problem = "corrupt", damage.message
     except Corrupt as damage:
         if state == "ok":
             missing = not (folder / records.VERSION_RECORD).exists()
             state, problem = ("incomplete" if missing else "corrupt"), damage.message
     if state == "ok" and (found_before := check.known_damage(layout, folder.name)):
         state, problem = "corrupt", found_before
-    part = check.look(folder / OPTIMIZER_PART).sealed if check.has_optimizer(folder) else None
+    part = None
+    if check.has_optimizer(folder):
+        inner = check.look(folder / OPTIMIZER_PART)
+        part = inner.sealed
+        if state == "ok" and inner.state != "ok" and check.has_optimizer(folder):
+            state, problem = inner.state, f"{folder.name}: {inner.problem}"
     entries = [*(seen.sealed.files if seen.sealed else []), *(part.files if part else [])]
     return Version(
         number=number,

@@ -31,7 +31,7 @@ from trainer_tui.versions import (
     trained,
     trash,
 )
-from trainer_tui.versions.check import Proof, Verified
+from trainer_tui.versions.check import Proof
 from trainer_tui.versions.difference import Difference, compare
 from trainer_tui.versions.emergency import Emergency
 from trainer_tui.versions.graph import Graph
@@ -44,13 +44,13 @@ from trainer_tui.versions.layout import (
 )
 from trainer_tui.versions.line import Position
 from trainer_tui.versions.making import Wish
+from trainer_tui.versions.proving import Prover
 from trainer_tui.versions.records import TrainedFile, Version
 from trainer_tui.versions.restoring import Restored, Source
 from trainer_tui.versions.trash import Trashed
 
 DESCRIPTION_CHARACTERS = 500
 UNDO_DAYS = 7
-RECENT_S = 120.0
 FILES_IN_LISTS = 20
 Versions: TypeAlias = list[Version]  # the class has a method of that name
 
@@ -63,8 +63,7 @@ class VersionStore:
         self.workspace = workspace
         self.layout = Layout(workspace)
         self._now = now
-        self._recent = Verified(None)
-        self._recent_until_s = 0.0
+        self._prover = Prover(self.layout)
         self.in_use: set[str] = set()
 
     # --- looking --------------------------------------------------------------------------------
@@ -118,25 +117,7 @@ class VersionStore:
 
     def verify(self, number: int) -> Proof:
         """Hash every file and open every tensor; what is found is remembered as its state."""
-        version = self.get(number)
-        started_s = clock.monotonic_s()
-        problem = ""
-        recent = Verified(None)
-        try:
-            check.prove_version(version.folder, recent)
-            self._recent = recent
-            self._recent_until_s = clock.monotonic_s() + RECENT_S
-        except Corrupt as damage:
-            problem = damage.message
-        seconds = clock.monotonic_s() - started_s
-        with exclusive(self.layout):
-            if problem and version.folder.exists():
-                check.mark_damaged(self.layout, version.name, problem)
-            else:
-                check.unmark_damaged(self.layout, version.name)
-        sealed = check.look(version.folder).sealed
-        count = len(sealed.files) if sealed else 0
-        return Proof(number, version.name, not problem, problem, count, version.bytes, seconds)
+        return self._prover.version(self.get(number))
 
     def show(self, number: int) -> dict[str, Any]:
         """Everything about one version: what its files did, what it would free, what came since.
@@ -280,8 +261,7 @@ class VersionStore:
         return self._commit_again(source, why)
 
     def _commit_again(self, source: Source, why: str) -> Restored:
-        recent = self._recent if clock.monotonic_s() < self._recent_until_s else None
-        versions = self.list()
+        versions, recent = self.list(), self._prover.recent()
         return restoring.commit_again(
             self.layout, source, versions, self._now(), why=why, recent=recent
         )
@@ -291,19 +271,14 @@ class VersionStore:
         version = self.get(number)
         if version.record is None:
             raise Corrupt(version.problem)
-        self._prove_folder(version.folder)
+        self._prover.folder(version.folder)
         return version
 
     def verify_emergency(self, number: int) -> Emergency:
         """Hash an emergency backup. Raises NotFound, Corrupt."""
         found = emergency.get(self.layout, number)
-        self._prove_folder(found.folder)
+        self._prover.folder(found.folder)
         return found
-
-    def _prove_folder(self, folder: Path) -> None:
-        recent = Verified(None)
-        check.prove(folder, recent)
-        self._recent, self._recent_until_s = recent, clock.monotonic_s() + RECENT_S
 
     def emergencies(self) -> tuple[Emergency, ...]:
         """Every emergency backup, the newest first."""

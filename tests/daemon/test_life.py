@@ -188,3 +188,23 @@ def test_a_machine_that_went_down_is_told_apart_from_a_daemon_that_died(serve):
     assert daemon.said("the machine went down")
     (incident,) = wait_for(lambda: daemon.get("/v1/incidents")["incidents"])
     assert incident["class"] == "machine_down"
+
+
+def test_a_shelf_that_cannot_be_read_keeps_nobody_from_training(serve):
+    daemon = serve()
+    shelf = daemon.workspace.versions
+    (shelf / "v001_20261124" / "VERSION.json").mkdir(parents=True)
+    daemon.prelude = (
+        "from trainer_tui.versions import shelf\n"
+        "def torn(layout):\n    raise OSError(5, 'Input/output error')\n"
+        "shelf.list_versions = torn\n"
+    )
+    plant(daemon.workspace, "a.jsonl")
+    daemon.start()
+    assert daemon.said("the versions cannot be read")
+    daemon.until_job("a.jsonl", "completed")
+    assert daemon.stop() == 0
+    daemon.prelude = ""
+    daemon.start()
+    [version] = daemon.get("/v1/versions")["versions"]
+    assert version["state"] == "incomplete", "it has no manifest, and an unreadable record"
