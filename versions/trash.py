@@ -8,6 +8,7 @@ entries longer, never shorter.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from trainer_tui.safety import durable
 from trainer_tui.safety.errors import NotFound, Refused
 from trainer_tui.versions.layout import Layout, committed_folders
 
-LOCAL_TRASH = ".trash"  # used when state/ is on another filesystem, where a rename cannot reach
+LOCAL_TRASH = ".trash"  # beside the things, used when a rename cannot reach state/
 _ROOM = "versions"
 
 
@@ -53,30 +54,48 @@ class Trashed:
         }
 
 
+def _homes(layout: Layout) -> tuple[Path, ...]:
+    return layout.versions, layout.emergency, layout.workspace.current_model
+
+
 def _places(layout: Layout) -> list[Path]:
-    workspace = layout.workspace
-    homes = (layout.versions, layout.emergency, workspace.current_model)
-    return [workspace.trash / _ROOM, *(home / LOCAL_TRASH for home in homes)]
+    local = [home / LOCAL_TRASH for home in _homes(layout)]
+    return [layout.workspace.trash / _ROOM, *local, *_inside_versions(layout)]
 
 
-def _place_for(layout: Layout, folder: Path) -> Path:
-    durable.make_directory(layout.workspace.trash)
-    if layout.workspace.trash.stat().st_dev == folder.stat().st_dev:
-        return layout.workspace.trash / _ROOM
-    return folder.parent / LOCAL_TRASH
+def _inside_versions(layout: Layout) -> list[Path]:
+    """Where optimizers went at first when state/ was on another filesystem: still collected."""
+    found = (folder / LOCAL_TRASH for folder in committed_folders(layout.versions))
+    return [place for place in found if place.is_dir()]
 
 
 def throw(layout: Layout, folder: Path, why: str, now: str, keep_days: int) -> Trashed:
     """Take a folder out of use by one rename; `keep_days` 0 lets the next `purge` remove it."""
-    place = _place_for(layout, folder)
-    durable.make_directory(place)
     until = (at(now) + timedelta(days=keep_days)).isoformat() if keep_days else ""
     # Relative, so that a workspace that was moved still knows where it stood.
     origin = os.path.relpath(folder, layout.workspace.root)
     note = Note(folder.name, origin, why, now, until)
+    [home] = (home for home in _homes(layout) if folder.is_relative_to(home))
+    durable.make_directory(layout.workspace.trash)
+    if layout.workspace.trash.stat().st_dev == folder.stat().st_dev:
+        try:
+            return _put(folder, layout.workspace.trash / _ROOM, note)
+        except OSError as problem:  # two mounts of one filesystem: only the rename can tell
+            if problem.errno != errno.EXDEV:
+                raise
+    return _put(folder, home / LOCAL_TRASH, note)
+
+
+def _put(folder: Path, place: Path, note: Note) -> Trashed:
+    durable.make_directory(place)
     target = place / f"{folder.name}--{secrets.token_hex(4)}"
     durable.replace(_note_path(target), msgspec.json.encode(note))
-    durable.rename(folder, target)
+    try:
+        durable.rename(folder, target)
+    except OSError:
+        if folder.exists():  # then it did not go, and its note would explain nothing
+            durable.remove_file(_note_path(target))
+        raise
     return Trashed(target, note)
 
 
@@ -135,6 +154,9 @@ def purge(layout: Layout, now: str, *, everything: bool = False) -> list[Trashed
             if not note.with_name(note.name.removesuffix(".note.json")).exists():
                 durable.remove_file(note)
         durable.sweep_staging(place)
+    for place in _inside_versions(layout):
+        if not any(place.iterdir()):
+            durable.remove_tree(place)
     return gone
 
 

@@ -72,6 +72,20 @@ def bring_back(store: VersionStore) -> None:
     Backup(store.workspace, second_disk(store)).fetch(1)
 
 
+def across_mounts(act: Callable[[VersionStore], object]) -> Callable[[VersionStore], object]:
+    """state/ is another mount of the same filesystem: only a rename into it tells."""
+
+    def done(store: VersionStore) -> None:
+        def refuse(operation: str, path: Path) -> None:
+            if operation == "rename" and path.is_relative_to(store.workspace.trash):
+                raise OSError(errno.EXDEV, "injected", str(path))
+
+        with durable.observed(refuse):
+            act(store)
+
+    return done
+
+
 ACTS: dict[str, Callable[[VersionStore], object]] = {
     "create": lambda store: store.create(newest_folder(store), "new"),
     "restore": lambda store: store.restore(1),
@@ -87,7 +101,9 @@ ACTS: dict[str, Callable[[VersionStore], object]] = {
     "backup": lambda store: Backup(store.workspace, second_disk(store)).run(),
     "fetch": bring_back,
 }
+ACTS |= {f"{act}-across-mounts": across_mounts(ACTS[act]) for act in ("delete", "retention")}
 MAY_MISS = {"delete": {1}, "undelete": {1}, "retention": {1}, "fetch": {1}}
+MAY_MISS |= {f"{act}-across-mounts": {1} for act in ("delete", "retention")}
 BEFORE: dict[str, Callable[[VersionStore], object]] = {
     "undelete": lambda store: store.delete(1),
     "fetch": lambda store: Backup(store.workspace, second_disk(store)).run(),
@@ -149,7 +165,8 @@ def repeat(house, act: str) -> None:
     try:
         ACTS[act](VersionStore(house.workspace))
     except TrainerTuiError:
-        assert act in ("delete", "undelete", "thin", "fetch"), "it had happened already"
+        once = ("delete", "delete-across-mounts", "undelete", "thin", "fetch")
+        assert act in once, "it had happened already"
         keeping.apply(house.workspace, Config())
     house.store.pin(2)
     assert house.left_overs() == []
