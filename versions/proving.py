@@ -69,5 +69,5 @@ class Prover:
                 else:
                     check.unmark_damaged(self._layout, version.name)
         except OSError as failure:  # the proof is true all the same, and is what was asked for
-            found = problem or "intact"
-            log.warning("%s: %s; this could not be noted: %s", version.name, found, failure)
+            found = problem or f"{version.name} is intact"
+            log.warning("%s; this could not be noted: %s", found, failure)

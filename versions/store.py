@@ -229,7 +229,8 @@ class VersionStore:
 
     def hold(self, name: str) -> None:
         """Nobody lets go of this version or emergency backup, as long as it is `in_use`."""
-        with exclusive(self.layout):  # whoever lets something go decides and acts under this lock
+        # Whoever lets something go decides and acts under this lock.
+        with plain_words("nothing was restored"), exclusive(self.layout):
             self.in_use.add(name)
 
     @contextlib.contextmanager
@@ -294,7 +295,7 @@ class VersionStore:
 
     def unpin(self, number: int) -> Version:
         """Raises NotFound."""
-        with exclusive(self.layout):
+        with plain_words("the version was not unpinned"), exclusive(self.layout):
             version = self.get(number)
             if version.pinned:
                 durable.remove_file(self.layout.pins / version.name)

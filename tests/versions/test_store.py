@@ -201,6 +201,56 @@ def test_verify_finds_one_flipped_bit_and_remembers_it(house, flip):
     assert house.store.get(1).state == "ok"
 
 
+@pytest.fixture
+def on_a_disk_of_its_own(build, tmp_path):
+    """A house on a small filesystem, and what turns that read-only; needs root to mount it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+
+    def turn_read_only() -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+
+    try:
+        yield build(root=place / "house"), turn_read_only
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_on_a_read_only_disk_verify_tells_and_every_change_is_refused(
+    on_a_disk_of_its_own, flip, tmp_path, caplog
+):
+    house, turn_read_only = on_a_disk_of_its_own
+    for step in (100, 200, 300):
+        house.store.create(house.checkpoint(step), "")
+    flip(house.store.get(2).folder / "model.safetensors")
+    turn_read_only()
+    assert house.store.verify(1).ok
+    proof = house.store.verify(2)
+    assert not proof.ok and "does not match" in proof.problem
+    assert "could not be noted" in caplog.text and "does not match" in caplog.text
+    changes = (
+        lambda: house.store.pin(1),
+        lambda: house.store.unpin(1),
+        lambda: house.store.hold(house.store.get(1).name),
+        lambda: house.store.delete(1),
+        lambda: house.store.undelete(1),
+        lambda: house.store.restore(1),
+        lambda: house.store.rollback(),
+        lambda: house.store.create(house.newest().folder, ""),
+    )
+    for change in changes:
+        with pytest.raises(Refused, match="the disk is read-only; nothing was changed"):
+            change()
+    assert house.store.export(1, tmp_path / "saved").is_dir(), "what can be saved can be"
+
+
 def test_verify_looks_into_the_optimizer_too(house, flip):
     version = house.store.create(house.checkpoint(100), "m")
     flip(version.folder / "optimizer" / "optimizer.safetensors")
