@@ -28,7 +28,7 @@ from trainer_tui.daemon.training import Training
 from trainer_tui.safety import checkpoints, messages
 from trainer_tui.safety.errors import Corrupt, Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace
-from trainer_tui.versions import automatic, emergency, keeping
+from trainer_tui.versions import automatic, emergency, keeping, records
 from trainer_tui.versions.restoring import Restored
 from trainer_tui.versions.store import VersionStore
 
@@ -310,7 +310,8 @@ class Keeper:
         folder = self._workspace.current_model / committed.folder
 
         def make(store: VersionStore) -> str | None:
-            description = automatic.due(committed.manifest, store.list(), policy)
+            branches = records.read_branches(store.layout)
+            description = automatic.due(committed.manifest, store.list(), policy, branches)
             if description is None or not folder.is_dir():
                 return None
             return f"{store.create(folder, description, automatic=True).name}: {description}"

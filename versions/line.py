@@ -48,6 +48,15 @@ def line_of(position: Position, branches: Mapping[int, Branch]) -> tuple[Span, .
     return tuple(spans)
 
 
+def steps_trained(position: Position, branches: Mapping[int, Branch]) -> int:
+    """Steps that lead from the base model to a position; a restore's own step trains nothing."""
+    trained = 0
+    for span in line_of(position, branches):
+        branch = branches.get(span.lineage)
+        trained += max(0, span.last_step - (branch.global_step if branch else 0))
+    return trained
+
+
 def is_on(line: Iterable[Span], position: Position) -> bool:
     return any(
         span.lineage == position.lineage and position.global_step <= span.last_step for span in line

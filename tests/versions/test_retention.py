@@ -17,7 +17,7 @@ from trainer_tui.safety.checkpoints import CheckpointName
 from trainer_tui.safety.config import Config, Retention
 from trainer_tui.safety.disk import exclusive_bytes
 from trainer_tui.safety.errors import Refused
-from trainer_tui.versions import automatic, best, check, keeping, retention, spare
+from trainer_tui.versions import best, check, keeping, retention, spare
 from trainer_tui.versions.backup import Backup
 from trainer_tui.versions.best import Figure
 from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
@@ -512,54 +512,6 @@ def test_retention_racing_create_never_breaks_a_version(house):
     assert {20, 19} <= {version.number for version in standing}
     assert all(house.store.verify(version.number).ok for version in standing)
     assert house.newest().folder.name == "checkpoint-21"
-
-
-def test_automatic_versions_follow_the_policy(house):
-    from trainer_tui.safety.config import Versioning
-
-    def due(folder, **policy):
-        plain = {"after_every_file": False, "every_steps": 0, "on_new_best": False} | policy
-        return automatic.due(manifest.read(folder), house.store.list(), Versioning(**plain))
-
-    first = house.checkpoint(100, validation=2.0)
-    assert due(first) is None
-    assert due(first, every_steps=100) and not due(first, every_steps=101)
-    assert "2.0000" in due(first, on_new_best=True)
-    assert due(first, after_every_file=True) is None
-    house.store.create(first, "")
-    assert due(first, on_new_best=True, every_steps=1) is None  # never twice of one state
-    assert due(house.checkpoint(150, validation=1.999), on_new_best=True) is None
-    house.train_file()
-    better = house.checkpoint(200, validation=1.9)
-    assert due(better, on_new_best=True) and due(better, after_every_file=True)
-    assert due(better, every_steps=100)
-
-
-def test_a_new_best_is_better_on_the_same_set(house):
-    from trainer_tui.safety.config import Versioning
-
-    def due(step, loss, at, set_id):
-        folder = house.checkpoint(step, validation=loss, measured=(at, set_id))
-        text = automatic.due(manifest.read(folder), house.store.list(), Versioning())
-        if text:
-            house.store.create(folder, text, automatic=True)
-        return text
-
-    assert due(10, 9.0, 0, "small") is None  # of the untrained
-    assert due(50, 2.0, 49, "small") is None  # of a state that was not committed
-    assert due(100, 2.0, 100, "small").startswith("best so far: 2.0000")
-    assert due(200, 2.1, 200, "small") is None
-    assert due(300, 3.0, 300, "large").startswith("best so far on a new validation set: 3.0000")
-    assert due(400, 2.99, 400, "large") is None, "half a percent is the least"
-    assert due(500, 2.5, 500, "large").startswith("best so far: 2.5000")
-    assert due(600, 1.5, 600, "small"), "the small set again: better than its 2.0"
-    assert house.store.as_dict()["best"] == 4
-    changes = [house.store.show(n)["change_since_parent"] for n in (1, 2, 3, 4)]
-    assert changes == [None, None, pytest.approx(-0.5), None], "of one set only"
-    found = house.store.diff(1, 2).validation["fixed"]
-    assert (found.first, found.second, found.by) == (2.0, 3.0, None)
-    assert house.store.diff(2, 3).validation["fixed"].by == pytest.approx(-0.5)
-    assert keeping.best_known(house.workspace) == Figure(1.5, "small", 600)
 
 
 def test_what_was_measured_stays_measured_when_it_is_restored(house):
