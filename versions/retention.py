@@ -18,7 +18,7 @@ from trainer_tui.versions import best
 from trainer_tui.versions.best import Figure
 from trainer_tui.versions.emergency import Emergency
 from trainer_tui.versions.records import State, Version
-from trainer_tui.versions.shelf import PROTECTED_NEWEST
+from trainer_tui.versions.shelf import PROTECTED_NEWEST, newest_numbers
 
 Action = Literal["trash", "thin"]
 
@@ -132,7 +132,8 @@ def _best(newest_first: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 def best_versions(versions: Iterable[Version], count: int) -> list[Version]:
     """The sound ones with the lowest loss on the fixed set, best first (see `best.leaders`)."""
-    sound = sorted((v for v in versions if v.state == "ok"), key=lambda v: v.number, reverse=True)
+    by_number = {version.number: version for version in versions if version.state == "ok"}
+    sound = sorted(by_number.values(), key=lambda version: version.number, reverse=True)
     return best.leaders(
         sound, lambda version: version.figure, lambda version: version.global_step, count
     )
@@ -146,8 +147,10 @@ def _plan_versions(versions: Sequence[Version], policy: Retention) -> Plan:
     )
     newest = max(policy.versions, PROTECTED_NEWEST)
     keep: dict[Path, str] = {}
-    for version in sound[:newest]:
-        keep[version.folder] = f"one of the {newest} newest versions"
+    numbers = newest_numbers(sound, newest)
+    for version in sound:
+        if version.number in numbers:
+            keep[version.folder] = f"one of the {newest} newest versions"
     for version in best_versions(sound, policy.best_versions):
         keep.setdefault(version.folder, "one of the best on its fixed validation set")
     for version in _last_of_each_day(sound, policy.daily_days):
@@ -157,7 +160,7 @@ def _plan_versions(versions: Sequence[Version], policy: Retention) -> Plan:
             keep[version.folder] = "pinned"
         elif version.current:
             keep.setdefault(version.folder, "the current model grew from it")
-    limit = sound[newest - 1].number if len(sound) >= newest else None
+    limit = numbers[-1] if len(numbers) == newest else None
     go = []
     for version in sorted(versions, key=lambda found: found.number):
         if version.folder in keep:
@@ -167,8 +170,9 @@ def _plan_versions(versions: Sequence[Version], policy: Retention) -> Plan:
         elif limit is not None and version.number < limit:
             go.append(Decision(version.folder, f"{version.state}, and newer ones verify"))
     full = [version for version in sound if not version.weights_only and version.folder in keep]
-    for version in full[policy.versions_with_optimizer :]:
-        if not version.pinned:
+    whole = newest_numbers(full, policy.versions_with_optimizer)
+    for version in full:
+        if version.number not in whole and not version.pinned:
             why = f"only the {policy.versions_with_optimizer} newest keep their optimizer"
             go.append(Decision(version.folder, why, "thin"))
     return Plan(tuple(go), keep)

@@ -95,6 +95,12 @@ def examine(layout: Layout, number: int, folder: Path) -> Version:
     )
 
 
+def newest_numbers(versions: Iterable[Version], count: int) -> list[int]:
+    """The highest numbers of sound versions. Two folders of one number (a copy made by hand) are
+    one version: they must not stand in for the one before them."""
+    return sorted({v.number for v in versions if v.state == "ok"}, reverse=True)[:count]
+
+
 def protected(version: Version, versions: Iterable[Version]) -> tuple[str, str] | None:
     """Why a version must stay, and what would change that; None when it may go.
 
@@ -106,7 +112,6 @@ def protected(version: Version, versions: Iterable[Version]) -> tuple[str, str] 
         return None
     if version.current:
         return "the current model grew from it", ""
-    sound = sorted((v.number for v in versions if v.state == "ok"), reverse=True)
-    if version.number in sound[:PROTECTED_NEWEST]:
+    if version.number in newest_numbers(versions, PROTECTED_NEWEST):
         return f"the {PROTECTED_NEWEST} newest versions always stay", ""
     return None

@@ -254,6 +254,17 @@ def test_a_corrupt_version_does_not_push_out_a_sound_one(house, flip):
     assert house.newest().folder.name == "checkpoint-300"
 
 
+def test_a_second_folder_of_one_number_takes_nobodys_place():
+    loss = {5: 1.0, 4: 1.4, 3: 1.3, 2: 1.2, 1: 1.1}
+    found = [a_version(n, validation=loss[n], weights_only=False) for n in loss]
+    versions = [replace(found[0], folder=Path("copy of v5")), *found]
+    policy = Retention(versions=2, best_versions=2, daily_days=0, versions_with_optimizer=2)
+    decided = retention.plan([], versions, policy)
+    assert {path.name for path in decided.keep} == {"copy of v5", "v5", "v4", "v1"}
+    thinned = [decision.path.name for decision in decided.go if decision.action == "thin"]
+    assert thinned == ["v1"], "the two newest numbers keep their optimizer, in every folder"
+
+
 def test_versions_let_go_by_retention_can_come_back(house):
     for step in (100, 200, 300, 400):
         house.store.create(house.checkpoint(step), "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -88,6 +89,20 @@ def test_of_two_folders_with_one_number_the_sound_one_is_meant(house):
     version = house.store.create(house.checkpoint(100), "")
     (house.workspace.versions / "v001_20991231").mkdir()
     assert house.store.get(1).name == version.name
+
+
+def test_two_sound_folders_of_one_number_protect_the_one_before_them_too(house):
+    for step in (100, 200, 300):
+        house.store.create(house.checkpoint(step), "")
+    folder = house.store.get(3).folder
+    shutil.copytree(folder, folder.with_name("v003_20991231"))
+    house.checkpoint(400)
+    assert [version.state for version in house.store.list()] == ["ok"] * 4
+    with pytest.raises(Refused, match="the 2 newest versions always stay"):
+        house.store.delete(2)
+    keeping.apply(house.workspace, Config(retention=Retention(versions=2, daily_days=0)))
+    left = [version.number for version in house.store.list()]
+    assert left == [3, 3, 2]
 
 
 def test_models_may_lie_on_another_filesystem_than_the_state(build, tmp_path):
