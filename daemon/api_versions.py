@@ -205,7 +205,9 @@ def _add_changing(routes: APIRouter, house: House) -> None:
     @routes.delete("/{number}", summary="Move it to the trash")
     async def delete(number: Number, request: Request) -> Response:
         check_revision(request, None, house)
+        days = house.settings.config.retention.trash_days
         trashed = await keeper.change(
-            lambda store: store.delete(number), f"version {number} was moved to the trash"
+            lambda store: store.delete(number, keep_days=days),
+            f"version {number} was moved to the trash",
         )
         return json_response({"deleted": number, "trashed": trashed.as_dict()})

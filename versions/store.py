@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from trainer_tui.safety import clock, disk, durable, manifest
+from trainer_tui.safety.config import Retention
 from trainer_tui.safety.errors import Corrupt, NotFound, Refused
 from trainer_tui.safety.manifest import FileEntry
 from trainer_tui.safety.text import printable
@@ -50,7 +51,6 @@ from trainer_tui.versions.restoring import Restored, Source
 from trainer_tui.versions.trash import Trashed
 
 DESCRIPTION_CHARACTERS = 500
-UNDO_DAYS = 7
 FILES_IN_LISTS = 20
 Versions: TypeAlias = list[Version]  # the class has a method of that name
 
@@ -301,8 +301,14 @@ class VersionStore:
                 durable.remove_file(self.layout.pins / version.name)
             return self.get(number)
 
-    def delete(self, number: int, *, why: str = "deleted by a person") -> Trashed:
-        """Move a version to the trash, from where `undelete` brings it back for some days.
+    def delete(
+        self,
+        number: int,
+        *,
+        keep_days: int = Retention().trash_days,
+        why: str = "deleted by a person",
+    ) -> Trashed:
+        """Move a version to the trash, from where `undelete` brings it back for `keep_days` days.
 
         Raises:
             NotFound: no such version.
@@ -314,7 +320,7 @@ class VersionStore:
             reason = shelf.protected(version, versions)
             if reason:
                 raise Refused(f"{version.name} cannot be deleted: {reason[0]}", reason[1])
-            return trash.throw(self.layout, version.folder, why, self._now(), UNDO_DAYS)
+            return trash.throw(self.layout, version.folder, why, self._now(), keep_days)
 
     def undelete(self, number: int) -> Version:
         """Bring a deleted version back under its old number.
@@ -329,7 +335,7 @@ class VersionStore:
                     trash.bring_back(self.layout, entry.note.name)
                     return self.get(number)
         raise NotFound(
-            f"version {number} is not in the trash", f"deleted ones stay {UNDO_DAYS} days"
+            f"version {number} is not in the trash", "deleted ones stay retention.trash_days days"
         )
 
     def trashed(self) -> tuple[Trashed, ...]:

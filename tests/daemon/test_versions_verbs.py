@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,13 @@ from daemon_harness import Harness, make_workspace, plant, wait_for
 
 from trainer_tui.safety import checkpoints, manifest
 
-SETTINGS = '[versioning]\non_new_best = false\nsecond_location = "{second}"\n'
+SETTINGS = """
+[versioning]
+on_new_best = false
+second_location = "{second}"
+[retention]
+trash_days = 3
+"""
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,11 @@ def test_a_damaged_record_is_shown_as_such_and_nothing_else_breaks(daemon):
     for words in (["list"], ["show", str(version["number"])], ["graph"]):
         assert "corrupt" in verb(daemon, "versions", *words) or words == ["graph"]
     verb(daemon, "versions", "diff", "1", str(version["number"]), code=1)
-    verb(daemon, "versions", "delete", str(version["number"]), "--yes")
+    said = verb(daemon, "versions", "delete", str(version["number"]), "--yes")
+    thrown, *_ = daemon.get("/v1/versions/trash")["trashed"]
+    at, until = (datetime.fromisoformat(thrown[key]) for key in ("deleted_at", "keep_until"))
+    assert until - at == timedelta(days=3), "retention.trash_days, not a number of the program's"
+    assert f"in the trash until {until:%Y-%m-%d %H:%M}" in said and "undelete" in said
     assert version["name"] in verb(daemon, "versions", "trash")
 
 

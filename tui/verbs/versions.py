@@ -275,5 +275,6 @@ def unpin(number: Number) -> None:
 def delete(number: Number, yes: Yes = False) -> None:
     """Move a version to the trash."""
     _confirm(f"delete v{number:03d}?", yes)
-    context.client.delete(f"/v1/versions/{number}")
-    print(f"v{number:03d} is in the trash")
+    done = context.client.delete(f"/v1/versions/{number}")
+    until = version_cards.minute((done.get("trashed") or {}).get("keep_until"))
+    print(f"v{number:03d} is in the trash until {until}: trainer-tui versions undelete {number}")
