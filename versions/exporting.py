@@ -8,8 +8,27 @@ from pathlib import Path
 from trainer_tui.safety import durable, manifest
 from trainer_tui.safety.errors import Corrupt, Refused
 from trainer_tui.safety.manifest import FileEntry
+from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import bundle, check
 from trainer_tui.versions.records import VERSION_RECORD
+
+
+def check_target(workspace: Workspace, target: Path) -> None:
+    """The workspace takes what stands in it for its own: a job, a file to train, a version.
+
+    Raises:
+        Refused: the target is not an absolute path, or lies in the workspace.
+    """
+    if not target.is_absolute():
+        raise Refused(f"{target} is not an absolute path", "say where, from / on")
+    parent = target.parent.resolve()
+    # Some of these may be links to other disks.
+    ours = (workspace.root, workspace.inbox, workspace.models, workspace.versions)
+    if any(parent.is_relative_to(place.resolve()) for place in ours):
+        raise Refused(
+            f"{target} is inside the workspace, which would take it for its own",
+            f"name a folder outside of {workspace.root.resolve()}",
+        )
 
 
 def export(folder: Path, target: Path, optimizer: Path | None = None) -> list[FileEntry]:

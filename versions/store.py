@@ -359,14 +359,11 @@ class VersionStore:
 
         Raises:
             NotFound: no such version.
-            Refused: the target is taken, not an absolute path, among our own folders, or its
-                disk is full.
+            Refused: the target is taken, not an absolute path, in the workspace, or its disk is
+                full.
             Corrupt: the version is damaged; nothing is left at the target.
         """
-        if not target.is_absolute():
-            raise Refused(f"{target} is not an absolute path", "say where, from / on")
-        if target.parent.resolve().is_relative_to(self.workspace.models.resolve()):
-            raise Refused(f"{target} is among the models themselves", "name a folder elsewhere")
+        exporting.check_target(self.workspace, target)
         version = self.get(number)
         if version.state != "ok":
             raise Corrupt(f"{version.name} is {version.state}: {version.problem}")

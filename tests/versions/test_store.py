@@ -369,8 +369,6 @@ def test_export_is_a_real_copy_with_the_same_hashes(house, tmp_path, flip):
         house.store.export(1, target)
     with pytest.raises(Refused, match="not an absolute path"):
         house.store.export(1, Path("out"))
-    with pytest.raises(Refused, match="among the models"):
-        house.store.export(1, house.workspace.versions / "v099_20261124")
     with pytest.raises(Refused, match="not a folder"):
         house.store.export(1, tmp_path / "no" / "where")
     flip(house.store.get(1).folder / "model.safetensors")
@@ -378,6 +376,26 @@ def test_export_is_a_real_copy_with_the_same_hashes(house, tmp_path, flip):
         house.store.export(1, tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".staging")]
+
+
+def test_nothing_is_exported_into_the_workspace(house, tmp_path):
+    house.store.create(house.checkpoint(100), "m")
+    (tmp_path / "link").symlink_to(house.workspace.inbox)
+    targets = (
+        house.workspace.root / "shipped",
+        house.workspace.versions / "v099_20261124",
+        house.workspace.queue / "processing" / "0000000000000000-000001",
+        house.workspace.inbox / "x",
+        house.workspace.trash / "versions" / "x",
+        house.workspace.state / ".." / "y",
+        tmp_path / "link" / "x",
+    )
+    before = sorted(house.workspace.root.rglob("*"))
+    for target in targets:
+        with pytest.raises(Refused, match="inside the workspace") as refusal:
+            house.store.export(1, target)
+        assert str(house.workspace.root) in refusal.value.hint
+    assert sorted(house.workspace.root.rglob("*")) == before
 
 
 def test_a_file_of_a_version_can_be_fetched_by_name_and_by_no_path(house):

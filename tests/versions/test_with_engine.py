@@ -79,7 +79,7 @@ def test_a_version_is_a_model_that_transformers_loads(make_driver):
     keeping.apply(driver.workspace, thin)
     assert store.get(1).weights_only
     check.prove_version(version.folder)
-    exported = store.export(1, driver.workspace.root / "out")
+    exported = store.export(1, driver.workspace.root.parent / "out")
     for folder in (version.folder, exported):
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
