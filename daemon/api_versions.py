@@ -117,8 +117,7 @@ def _add_reading(routes: APIRouter, house: House) -> None:
     async def rollback_target() -> Response:
         def look(store: Any) -> dict[str, Any]:
             target = store.rollback_target()
-            since = [file.as_dict() for file in store.files_since(target.number)]
-            return {"version": target.as_dict(), "files_since": since}
+            return {"version": target.as_dict(), **store.undone_by(target.number)}
 
         return json_response(await keeper.ask(look))
 

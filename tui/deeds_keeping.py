@@ -13,7 +13,7 @@ import msgspec
 
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
-from trainer_tui.tui.deeds_versions import going_back, learnt_words, went_back
+from trainer_tui.tui.deeds_versions import files_since, going_back, learnt_words, went_back
 from trainer_tui.tui.view import Version
 
 if TYPE_CHECKING:
@@ -63,12 +63,11 @@ async def restore_emergency(app: TrainerApp) -> None:
         app.say(f"{app.glyphs.cross} {printable(str(entry.get('name')), 40)}: {why}", "bad")
         return
     path = f"/v1/versions/emergencies/{entry['number']}"
-    since = (await _read(app, path)).get("files_since") or []
-    lost = [printable(str(item.get("name")), 24) for item in since]
+    lost, unknown = await files_since(app, path)
     words = [
         "".join(items[chosen]),
         f"Step {figures.count(app.view.training.global_step)} now, {_step(entry)} then.",
-        *([learnt_words(lost)] if lost else []),
+        *learnt_words(lost, unknown),
         "What is trained now is saved first, and can be brought back the same way.",
     ]
     wish = await going_back(app, f"Go back to {entry.get('name')}?", words, len(lost))

@@ -19,6 +19,7 @@ class Target(msgspec.Struct, frozen=True):
 
     version: Version
     files_since: list[dict[str, Any]] = []
+    files_since_problem: str | None = None
 
 
 def _version(app: TrainerApp) -> Version:
@@ -56,8 +57,8 @@ async def _roll_back(app: TrainerApp, how: dict[str, object]) -> None:
     if version.state != "ok":
         app.say(f"v{version.number:03d} is {version.state}; choose another", "bad")
         return
-    lost = await _files_since(app, version)
-    words = rollback_words(app.view.training, version, lost)
+    lost, unknown = await files_since(app, f"/v1/versions/{version.number}")
+    words = rollback_words(app.view.training, version, lost, unknown)
     if how:
         words.append("The optimizer begins anew: its part of the version is left out.")
     wish = await going_back(app, f"Roll back to v{version.number:03d}?", words, len(lost))
@@ -97,7 +98,8 @@ async def roll_back_one(app: TrainerApp) -> None:
     """To the version before the state of now, whichever the daemon says that is."""
     found = msgspec.json.decode(await app.backend.get("/v1/versions/rollback"), type=Target)
     lost = [printable(str(item.get("name")), 24) for item in found.files_since]
-    words = rollback_words(app.view.training, found.version, lost)
+    unknown = found.files_since_problem or ""
+    words = rollback_words(app.view.training, found.version, lost, unknown)
     wish = await going_back(app, f"Roll back to v{found.version.number:03d}?", words, len(lost))
     if wish is None:
         return
@@ -107,14 +109,16 @@ async def roll_back_one(app: TrainerApp) -> None:
     went_back(app, f"the model is v{found.version.number:03d} again", reply)
 
 
-def rollback_words(training: Training, version: Version, lost: list[str]) -> list[str]:
-    """What changes: steps, files, validation; and what does not."""
+def rollback_words(
+    training: Training, version: Version, lost: list[str], unknown: str
+) -> list[str]:
+    """What changes: steps, files, validation. `unknown`: why nobody can tell which files."""
     now, then = training.global_step, version.global_step
     lines = []
     if now is not None and then is not None and now > then:
         lines.append(f"Steps {figures.count(then + 1)} to {figures.count(now)} are unlearnt.")
     if lost:
-        lines.append(learnt_words(lost))
+    lines += learnt_words(lost, unknown)
     losses = figures.loss(training.val_loss), figures.loss(version.loss)
     lines.append(f"Validation loss: {losses[0]} now, {losses[1]} then.")
     if training.unsaved_steps:
@@ -123,17 +127,23 @@ def rollback_words(training: Training, version: Version, lost: list[str]) -> lis
     return lines
 
 
-def learnt_words(lost: list[str]) -> str:
-    """What the model loses. `lost`: names of files."""
-    names = ", ".join(lost[:4]) + (" and more" if len(lost) > 4 else "")
-    return f"What was learnt from {names} goes with them."
+def learnt_words(lost: list[str], unknown: str) -> list[str]:
+    """What the model loses. `lost`: names of files. `unknown`: why they are not known."""
+    lines = []
+    if lost:
+        names = ", ".join(lost[:4]) + (" and more" if len(lost) > 4 else "")
+        lines.append(f"What was learnt from {names} goes with them.")
+    if unknown:
+        lines.append(f"Which files go with them is not known: {printable(unknown, 100)}.")
+    return lines
 
 
-async def _files_since(app: TrainerApp, version: Version) -> list[str]:
-    """Names of the files that were trained after the version was made."""
-    answer = msgspec.json.decode(await app.backend.get(f"/v1/versions/{version.number}"))
-    since = answer.get("files_since") if isinstance(answer, dict) else None
-    return [printable(str(item.get("name")), 24) for item in since or []]
+async def files_since(app: TrainerApp, path: str) -> tuple[list[str], str]:
+    """Names of the files that were trained after what stands there, or why nobody knows."""
+    found = msgspec.json.decode(await app.backend.get(path))
+    answer = found if isinstance(found, dict) else {}
+    names = [printable(str(item.get("name")), 24) for item in answer.get("files_since") or []]
+    return names, str(answer.get("files_since_problem") or "")
 
 
 async def diff_version(app: TrainerApp) -> None:

@@ -132,11 +132,20 @@ class VersionStore:
             "change_since_parent": impact.since_parent(version, self.list()),
             "strongest": [file.as_dict() for file in impact.strongest(files)[:10]],
             "exclusive_bytes": disk.exclusive_bytes(version.folder),
-            "files_since": [],
         }
-        with contextlib.suppress(Corrupt):  # its state and problem say so already
-            shown["files_since"] = [file.as_dict() for file in self.files_since(number)]
-        return shown
+        return shown | self.undone_by(number)
+
+    def undone_by(self, number: int) -> dict[str, Any]:
+        """What a restore would undo, for the API: `files_since`, or why nobody can know.
+
+        Raises:
+            NotFound: no such version.
+        """
+        try:
+            files = self.files_since(number)
+        except Corrupt as damage:
+            return {"files_since": [], "files_since_problem": damage.message}
+        return {"files_since": [file.as_dict() for file in files], "files_since_problem": None}
 
     def files_since(self, number: int) -> tuple[TrainedFile, ...]:
         """Files that the current model has learnt and this version has not, newest first.

@@ -137,6 +137,26 @@ def test_a_damaged_record_is_shown_as_such_and_nothing_else_breaks(daemon):
     assert version["name"] in verb(daemon, "versions", "trash")
 
 
+def test_a_damaged_ledger_is_told_before_anybody_says_yes(serve):
+    daemon = serve(settings="[versioning]\nafter_every_file = true\n", steps=4)
+    for count, name in enumerate(("a.jsonl", "b.jsonl"), 1):
+        plant(daemon.workspace, name)
+        daemon.start()
+        daemon.until_job(name, "completed")
+        wait_for(lambda wanted=count: len(daemon.get("/v1/versions")["versions"]) == wanted)
+        assert daemon.stop() == 0
+    daemon.start()
+    assert "b.jsonl" in verb(daemon, "versions", "show", "1")
+    last = sorted(daemon.workspace.ledger.glob("*.json"))[-1]
+    last.unlink()
+    told = f"is not known: ledger segment {last.name} is missing"
+    assert told in verb(daemon, "versions", "show", "1")
+    asked = verb(daemon, "versions", "restore", "1", code=1)  # nobody answers
+    assert told in asked
+    assert told in verb(daemon, "versions", "rollback", code=1)
+    assert daemon.get("/v1/versions/1")["files_since_problem"]
+
+
 SLOW_DISK = """
 import time
 from pathlib import Path

@@ -62,6 +62,7 @@ class FakeDaemon:
         self.incidents: list[dict[str, Any]] = []
         self.live: dict[str, dict[str, Any]] = {"gpu": {}, "training": {}, "machine": {}}
         self.undo_act: dict[str, str] | None = {"by": "screen", "text": "#34 moved"}
+        self.since: dict[str, Any] = {"files_since": [{"name": "tone-2.jsonl"}]}
         self.reads: list[str] = []
         self._replace()
 
@@ -223,7 +224,7 @@ class FakeDaemon:
                 case ["backup"]:
                     return 200, example_backup()
                 case ["versions", _] | ["versions", "emergencies", _]:
-                    return 200, {**self.versions[0], "files_since": [{"name": "tone-2.jsonl"}]}
+                    return 200, {**self.versions[0], **self.since}
                 case ["versions"]:
                     return 200, {"versions": self.versions, "best": 42, "current_lineage": 0}
                 case ["history"]:

@@ -147,6 +147,18 @@ async def test_a_roll_back_is_not_confirmed_by_any_near_key(server: Any, stage: 
             await on.until(lambda: len(on.app.screen_stack) == 1, "closed")
 
 
+async def test_a_roll_back_says_when_the_files_that_go_with_it_are_not_known(
+    server: Any, stage: Any
+) -> None:
+    server.state.since = {"files_since": [], "files_since_problem": "ledger segment 7 is missing"}
+    async with stage(server) as on:
+        await on.press("v", "j", "R")
+        await on.until(lambda: len(on.app.screen_stack) == 2, "asks")
+        assert "is not known: ledger segment 7 is missing" in str(on.app.screen._body)
+        await on.press("escape")
+        await on.until(lambda: len(on.app.screen_stack) == 1, "closed")
+
+
 async def test_a_roll_back_shows_what_changes_and_y_does_it(server: Any, stage: Any) -> None:
     async with stage(server) as on:
         await on.press("v", "j", "R")

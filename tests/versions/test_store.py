@@ -75,6 +75,22 @@ def test_show_tells_what_the_files_did(house):
     json.dumps(shown)
 
 
+def test_with_a_damaged_ledger_show_says_that_what_came_since_is_not_known(house):
+    house.train_file()
+    house.store.create(house.checkpoint(100), "")
+    house.train_file()
+    torn = manifest.segment_path(house.workspace.ledger, house.head)
+    house.train_file()
+    house.checkpoint(200)
+    assert house.store.show(1)["files_since_problem"] is None
+    for tear in (lambda: torn.write_bytes(b"torn"), torn.unlink, torn.mkdir):
+        torn.chmod(0o600) if torn.exists() else None
+        tear()
+        shown = house.store.show(1)
+        assert shown["files_since"] == [] and torn.name in shown["files_since_problem"]
+        assert shown["problem"] is None and shown["state"] == "ok"
+
+
 def test_lists_carry_the_last_files_only(house):
     for _ in range(25):
         house.train_file()

@@ -12,6 +12,7 @@ from trainer_tui.safety.text import printable
 from trainer_tui.tui import columns
 
 LABEL = 15
+UNKNOWN = "which files were trained since, and would be undone, is not known"
 NAMES = 20  # files named in a card; the rest is counted
 
 
@@ -81,6 +82,8 @@ def card(version: dict[str, Any]) -> list[str]:
     lines += _taught("learnt since its parent", version.get("files") or [], version.get("impact"))
     since = version.get("files_since") or []
     lines += _taught("learnt after it, undone by a restore", since, None)
+    if version.get("files_since_problem"):
+        lines += ["", f"{UNKNOWN}: {printable(version['files_since_problem'])}"]
     return lines
 
 

@@ -91,6 +91,8 @@ def _since(found: dict[str, Any]) -> list[dict[str, Any]]:
         print(f"undoes what {len(files)} file(s) taught since:")
     for file in files:
         print(f"  #{file['job_id']} {printable(file['name'])}")
+    if problem := found.get("files_since_problem"):
+        print(f"{version_cards.UNKNOWN}: {printable(problem)}")
     return files
 
 
