@@ -41,7 +41,7 @@ def router(house: House) -> APIRouter:
         return json_response({"done": done, **await backups.status()})
 
     @routes.post("/fetch/{number}", summary="Bring a lost or damaged version back from there")
-    async def fetch(number: Annotated[int, Path(ge=0, le=2**31)]) -> Response:
+    async def fetch(number: Annotated[int, Path(ge=0)]) -> Response:
         return json_response(await backups.fetch(number))
 
     return routes

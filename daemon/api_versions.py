@@ -17,7 +17,7 @@ from trainer_tui.daemon.keeper import GoneBack
 from trainer_tui.daemon.revision import check_revision
 from trainer_tui.versions import emergency
 
-Number = Annotated[int, Path(ge=0, le=2**31)]
+Number = Annotated[int, Path(ge=0)]
 
 
 class NewVersion(BaseModel):
@@ -44,7 +44,7 @@ class Restore(Body):
 class Rollback(Restore):
     """`version`: the one that was shown as the target and agreed to; else the target of now."""
 
-    version: int | None = Field(None, ge=0, le=2**31)
+    version: int | None = Field(None, ge=0)
 
 
 class Undone(Body):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -58,6 +58,38 @@ def response(
     )
 
 
+def sentence(error: Mapping[str, Any]) -> str:
+    """What is wrong with a request, for somebody who typed a command and knows no schema."""
+    _, *place = error["loc"]  # body, path or query comes first
+    name = ".".join(str(part) for part in place) or "the body"
+    limits = error.get("ctx") or {}
+    match error["type"]:
+        case "missing":
+            return f"{name} is missing"
+        case "extra_forbidden":
+            return f"{name} is not known here"
+        case "string_too_long":
+            return f"{name} may have at most {limits['max_length']} characters"
+        case "string_too_short":
+            return f"{name} must not be empty"
+        case "less_than_equal":
+            return f"{name} may be at most {limits['le']}"
+        case "greater_than_equal":
+            return f"{name} must be at least {limits['ge']}"
+        case "int_parsing_size":
+            return f"{name} is too large a number"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"{name} must be a whole number"
+        case "bool_parsing" | "bool_type":
+            return f"{name} must be true or false"
+        case "string_type":
+            return f"{name} must be a text"
+        case "model_attributes_type" | "dict_type":
+            return f"{name} must be a JSON object"
+    words = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name}: {words.replace('Input should be', 'it must be')}"
+
+
 def status_of(error: TrainerTuiError) -> int:
     match error:
         case Malformed():
@@ -86,8 +118,7 @@ def install(app: FastAPI, show: Callable[[object], Awaitable[object]]) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return response(400, "the body is not JSON", str(first.get("ctx", {}).get("error", "")))
-        place = ".".join(str(part) for part in first["loc"])
-        return response(422, f"{place}: {first['msg']}")
+        return response(422, sentence(first))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

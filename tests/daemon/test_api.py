@@ -39,6 +39,31 @@ def order(daemon: Harness) -> list[str]:
     return [job["name"] for job in daemon.jobs() if job["state"] == "waiting"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "detail"),
+    [
+        ("POST", "/v1/versions", {"description": "x" * 501},
+         "description may have at most 500 characters"),
+        ("POST", "/v1/versions", {"description": 7}, "description must be a text"),
+        ("POST", "/v1/versions", {"name": "x"}, "name is not known here"),
+        ("POST", "/v1/versions", [], "the body must be a JSON object"),
+        ("POST", "/v1/versions/1/restore", {"requeue": "x"}, "requeue must be true or false"),
+        ("POST", "/v1/versions/1/export", {}, "path is missing"),
+        ("POST", "/v1/versions/1/export", {"path": ""}, "path must not be empty"),
+        ("GET", "/v1/versions/one", None, "number must be a whole number"),
+        ("GET", "/v1/versions/-1", None, "number must be at least 0"),
+        ("GET", "/v1/metrics?points=6000", None, "points may be at most 5000"),
+        ("POST", "/v1/jobs", {"path": "/x", "priority": "urgent"},
+         "priority: it must be 'high', 'normal' or 'low'"),
+    ],
+)  # fmt: skip
+def test_a_request_that_cannot_be_read_is_answered_in_a_plain_sentence(
+    daemon, method, path, body, detail
+):
+    refused = daemon.call(method, path, body)
+    assert (refused.status, refused.json["detail"]) == (422, detail)
+
+
 def test_added_file_waits_with_its_counts(daemon, outside):
     job = add(daemon, outside, "counts.jsonl", "high")
     assert job["state"] == "waiting" and job["priority"] == "high"

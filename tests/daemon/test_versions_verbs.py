@@ -157,6 +157,18 @@ def test_a_damaged_ledger_is_told_before_anybody_says_yes(serve):
     assert daemon.get("/v1/versions/1")["files_since_problem"]
 
 
+def test_a_wish_that_cannot_be_is_refused_in_plain_sentences(daemon):
+    far = "99999999999999999999"
+    for words in (["show"], ["verify"], ["pin"], ["delete", "-y"], ["restore", "-y"]):
+        assert f"there is no version {far}" in verb(daemon, "versions", *words, far, code=1)
+    assert f"version {far} is not in the trash" in verb(daemon, "versions", "undelete", far, code=1)
+    gone = verb(daemon, "versions", "emergencies", "restore", far, "-y", code=1)
+    assert f"there is no emergency backup {far}" in gone
+    said = verb(daemon, "versions", "create", "-m", "x" * 501, code=1)
+    assert "description may have at most 500 characters" in said
+    assert not any(word in said for word in ("body.", "Input should", "String"))
+
+
 SLOW_DISK = """
 import time
 from pathlib import Path
