@@ -8,6 +8,7 @@ entries longer, never shorter.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -65,8 +66,12 @@ def _places(layout: Layout) -> list[Path]:
 
 def _inside_versions(layout: Layout) -> list[Path]:
     """Where optimizers went at first when state/ was on another filesystem: still collected."""
-    found = (folder / LOCAL_TRASH for folder in committed_folders(layout.versions))
-    return [place for place in found if place.is_dir()]
+    found = []
+    for folder in committed_folders(layout.versions):
+        with contextlib.suppress(PermissionError):  # of another user: nothing of ours lies there
+            if (folder / LOCAL_TRASH).is_dir():
+                found.append(folder / LOCAL_TRASH)
+    return found
 
 
 def throw(layout: Layout, folder: Path, why: str, now: str, keep_days: int) -> Trashed:
