@@ -117,7 +117,6 @@ def rollback_words(
     lines = []
     if now is not None and then is not None and now > then:
         lines.append(f"Steps {figures.count(then + 1)} to {figures.count(now)} are unlearnt.")
-    if lost:
     lines += learnt_words(lost, unknown)
     losses = figures.loss(training.val_loss), figures.loss(version.loss)
     lines.append(f"Validation loss: {losses[0]} now, {losses[1]} then.")
