@@ -8,6 +8,7 @@ measured again after every deletion, because a hard link that goes frees nothing
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from typing import Protocol
 from trainer_tui.safety import durable
 
 GB = 1_000_000_000
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 BALLAST_BYTES = 32 << 20
 WITHOUT_EFFECT_LIMIT = 8  # deletions in a row that freed nothing, then we stop
 RESUME_FACTOR = 1.1  # training goes on when there is this much more than the floor
@@ -93,10 +95,13 @@ def reclaim(
 ) -> list[Freed]:
     """Let owners delete, in their order, until enough is free or nothing more has an effect.
 
+    What needs room itself in order to go is passed over on a full disk.
+
     Raises:
         OSError: an owner could not delete what it offered.
     """
     freed: list[Freed] = []
+    passed_over: OSError | None = None
     without_effect = 0
     free = measure()
     for owner in owners:
@@ -105,11 +110,19 @@ def reclaim(
                 return freed
             if offer.exclusive_bytes <= 0:
                 continue
-            offer.free()
+            try:
+                offer.free()
+            except OSError as problem:
+                if problem.errno not in FULL:
+                    raise
+                passed_over = problem
+                continue
             before, free = free, measure()
             without_effect = 0 if free > before else without_effect + 1
             # Others write meanwhile: less than nothing was not given back.
             freed.append(Freed(owner.name, offer.what, offer.why, max(0, free - before)))
+    if passed_over is not None and not freed:
+        raise passed_over
     return freed
 
 

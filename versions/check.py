@@ -8,6 +8,7 @@ Damage that a disk does afterwards is found by `verify` alone, which never belie
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -19,13 +20,14 @@ from typing import Any
 import msgspec
 from safetensors import SafetensorError, safe_open
 
-from trainer_tui.safety import clock, durable, manifest
+from trainer_tui.safety import clock, disk, durable, manifest
 from trainer_tui.safety.checkpoints import HASHING_THREADS, WORTH_A_THREAD_BYTES, verify_file
 from trainer_tui.safety.errors import Corrupt, Unreadable, is_lack
 from trainer_tui.safety.manifest import FileEntry, Manifest
 from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
 from trainer_tui.versions.records import State, read_version
 
+log = logging.getLogger("versions")
 _CACHE_ENTRIES = 4096
 
 
@@ -112,11 +114,18 @@ class Verified:
         self._load().pop(_identity(path), None)
 
     def save(self) -> None:
+        """A full disk is no error: what frees it comes through here, and hashing again is all
+        that is lost."""
         if self._path is None:
             return
         kept = list(self._load().items())[-_CACHE_ENTRIES:]
-        durable.make_directory(self._path.parent)
-        durable.replace_view(self._path, msgspec.json.encode(dict(kept)))
+        try:
+            durable.make_directory(self._path.parent)
+            durable.replace_view(self._path, msgspec.json.encode(dict(kept)))
+        except OSError as problem:
+            if problem.errno not in disk.FULL:
+                raise
+            log.warning("what was proven is not remembered: %s", problem)
 
     def _load(self) -> dict[str, str]:
         if self._known is None:

@@ -143,12 +143,16 @@ def proven(
     layout: Layout,
     decide: Callable[[Survey], Plan],
     should_stop: Callable[[], bool] = lambda: False,
+    verified: Verified | None = None,
 ) -> tuple[Decision, ...]:
     """Decide again and again until everything the decision counts on has been proven.
 
     What was proven is remembered on disk, so the work of a stopped call is not lost.
+
+    Args:
+        verified: memory of the caller, which also lasts where the disk has no room for it.
     """
-    verified = Verified(layout)
+    verified = verified or Verified(layout)
     examined: set[Path] = set()  # each once: what failed is marked, and counts no more
     for _ in range(ROUNDS):
         found = survey(layout)
@@ -220,16 +224,16 @@ def _let_go(layout: Layout, decision: Decision, now: str, keep_days: int) -> int
         case "thin" if is_version:
             part = path / OPTIMIZER_PART
             freed = exclusive_bytes(part)
-            trash.throw(layout, part, decision.why, now, 0)
+            trash.discard(layout, part)
             return freed
         case "thin":
-            return _thin(layout, path, decision.why, now)
+            return _thin(layout, path)
         case "trash" if is_version and keep_days:
             trash.throw(layout, path, decision.why, now, keep_days)
             return 0  # it is still there, and counted when it is purged
         case "trash":
             freed = exclusive_bytes(path)
-            trash.throw(layout, path, decision.why, now, 0)
+            trash.discard(layout, path)
             check.unmark_damaged(layout, path.name)
             return freed
 
@@ -258,7 +262,7 @@ def thin(workspace: Workspace, folder: Path, now: Callable[[], str] = clock.now_
     """
     layout = Layout(workspace)
     with plain_words("the checkpoint was not thinned"), exclusive(layout):
-        _thin(layout, folder, "its optimizer was let go", now())
+        _thin(layout, folder)
         name = checkpoint_name(folder.name)
         assert name is not None  # _thin has checked it
         with_next = checkpoints.CheckpointName(name.global_step, name.generation + 1)
@@ -267,7 +271,7 @@ def thin(workspace: Workspace, folder: Path, now: Callable[[], str] = clock.now_
         return thinner
 
 
-def _thin(layout: Layout, folder: Path, why: str, now: str) -> int:
+def _thin(layout: Layout, folder: Path) -> int:
     seen, name = check.look(folder), checkpoint_name(folder.name)
     if seen.state != "ok" or seen.sealed is None or name is None:
         raise Corrupt(f"{folder.name} cannot be thinned: {seen.problem}")
@@ -287,7 +291,7 @@ def _thin(layout: Layout, folder: Path, why: str, now: str) -> int:
             bundle.share_files(folder, thinner.files, staging)
             checkpoints.commit(staging, target, manifest.seal(thinner))
     freed = _own_bytes(folder / entry.name for entry in dropped)
-    trash.throw(layout, folder, why, now, 0)
+    trash.discard(layout, folder)
     return freed
 
 

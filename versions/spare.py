@@ -17,6 +17,7 @@ from trainer_tui.safety.config import Config
 from trainer_tui.safety.disk import Offer, exclusive_bytes
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import bundle, check, keeping, retention, trash
+from trainer_tui.versions.check import Verified
 from trainer_tui.versions.keeping import Survey
 from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
 from trainer_tui.versions.retention import Decision, Plan
@@ -89,6 +90,28 @@ class _Links:
         return found.st_blocks * 512 if len(names) == found.st_nlink else 0
 
 
+class _Tried:
+    """What was offered already. A thinner checkpoint needs room for its manifest: one that found
+    none is offered again once something else went, before anything dearer does."""
+
+    def __init__(self) -> None:
+        self._offered: set[tuple[Path, str]] = set()
+        self._failed: set[tuple[Path, str]] = set()
+
+    def __contains__(self, decision: Decision) -> bool:
+        return (decision.path, decision.action) in self._offered
+
+    def add(self, decision: Decision) -> None:
+        self._offered.add((decision.path, decision.action))
+
+    def failed(self, decision: Decision) -> None:
+        self._failed.add((decision.path, decision.action))
+
+    def again(self) -> None:
+        self._offered -= self._failed
+        self._failed.clear()
+
+
 class VersionsOwner:
     """An owner for `disk.reclaim`. Hashes what is kept before it offers anything committed.
 
@@ -108,19 +131,21 @@ class VersionsOwner:
         self._layout = Layout(workspace)
         self._config = config
         self._now = now
+        self._verified = Verified(self._layout)
 
     def offers(self) -> Iterator[Offer]:
         """The most expendable first. Ask for the next one only after `free` was called."""
-        if thrown := trash.contents(self._layout):
+        thrown, half_gone = trash.contents(self._layout), trash.half_gone(self._layout)
+        if folders := [*(entry.folder for entry in thrown), *half_gone]:
             # Two of them may share files, so together they can free more than one by one.
-            size = max(1, sum(exclusive_bytes(entry.folder) for entry in thrown))
-            names = ", ".join(entry.note.name for entry in thrown[:5])
+            size = max(1, sum(exclusive_bytes(folder) for folder in folders))
+            names = ", ".join(entry.note.name for entry in thrown[:5]) or "what was half gone"
             yield Offer(f"the trash ({names})", "space is short", size, self._empty)
         for decide in (self._by_policy, self._for_space):
-            tried: set[tuple[Path, str]] = set()
+            tried = _Tried()
             while decision := self._next(decide, tried):
-                tried.add((decision.path, decision.action))
-                yield self._offer(decision, decide)
+                tried.add(decision)
+                yield self._offer(decision, decide, tried)
 
     def _by_policy(self, found: Survey) -> Plan:
         policy = self._config.retention
@@ -135,18 +160,21 @@ class VersionsOwner:
         go = tuple(decision for decision in plan.go if decision.path.name not in self._in_use)
         return replace(plan, go=go)
 
-    def _next(
-        self, decide: Callable[[Survey], Plan], tried: set[tuple[Path, str]]
-    ) -> Decision | None:
-        for decision in keeping.proven(self._layout, decide):
-            if (decision.path, decision.action) not in tried:
+    def _next(self, decide: Callable[[Survey], Plan], tried: _Tried) -> Decision | None:
+        for decision in keeping.proven(self._layout, decide, verified=self._verified):
+            if decision not in tried:
                 return decision
         return None
 
-    def _offer(self, decision: Decision, decide: Callable[[Survey], Plan]) -> Offer:
+    def _offer(self, decision: Decision, decide: Callable[[Survey], Plan], tried: _Tried) -> Offer:
         def free() -> None:
-            keeping.carry_out(self._layout, [decision], decide, self._now(), 0)
+            try:
+                keeping.carry_out(self._layout, [decision], decide, self._now(), 0)
+            except OSError:
+                tried.failed(decision)
+                raise
             self._empty()
+            tried.again()
 
         size = sum(exclusive_bytes(path) for path in _leaving(decision))
         return Offer(_words(decision), decision.why, size, free)
@@ -161,6 +189,9 @@ class VersionsOwner:
             )
             for entry in trash.contents(self._layout)
         ]
+        for folder in trash.half_gone(self._layout):
+            size = ledger.freed([folder])
+            expected.append(Expected("what was half gone", "it was let go before", size))
         found = keeping.survey(self._layout)
         for decide in (self._by_policy, self._for_space):
             for decision in decide(found).go:

@@ -3,7 +3,8 @@
 Invariant: a note beside each entry says what it was, where it stood and until when it can come
 back; the note is durable before the rename, so nothing lies in the trash unexplained. An entry
 is removed only after its note's time, or when space is short. A clock that went back keeps
-entries longer, never shorter.
+entries longer, never shorter. What nobody can bring back leaves under a staging name and needs
+no note, so that it can go when there is not a byte left for one.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,10 +27,12 @@ from trainer_tui.versions.layout import Layout, committed_folders
 
 LOCAL_TRASH = ".trash"  # beside the things, used when a rename cannot reach state/
 _ROOM = "versions"
+T = TypeVar("T")
 
 
 class Note(msgspec.Struct, frozen=True):
-    """`keep_until`: nothing but a shortage of space removes it before; empty: at once."""
+    """`keep_until`: nothing but a shortage of space removes it before; empty (older notes): at
+    once."""
 
     name: str
     origin: str
@@ -75,20 +79,25 @@ def _inside_versions(layout: Layout) -> list[Path]:
 
 
 def throw(layout: Layout, folder: Path, why: str, now: str, keep_days: int) -> Trashed:
-    """Take a folder out of use by one rename; `keep_days` 0 lets the next `purge` remove it."""
-    until = (at(now) + timedelta(days=keep_days)).isoformat() if keep_days else ""
+    """Take a folder out of use by one rename, to be brought back within `keep_days`."""
+    until = (at(now) + timedelta(days=keep_days)).isoformat()
     # Relative, so that a workspace that was moved still knows where it stood.
     origin = os.path.relpath(folder, layout.workspace.root)
     note = Note(folder.name, origin, why, now, until)
+    return _placed(layout, folder, lambda place: _put(folder, place, note))
+
+
+def _placed(layout: Layout, folder: Path, put: Callable[[Path], T]) -> T:
+    """Put a folder where a rename reaches: into `state/`, else beside what it belongs to."""
     [home] = (home for home in _homes(layout) if folder.is_relative_to(home))
     durable.make_directory(layout.workspace.trash)
     if layout.workspace.trash.stat().st_dev == folder.stat().st_dev:
         try:
-            return _put(folder, layout.workspace.trash / _ROOM, note)
+            return put(layout.workspace.trash / _ROOM)
         except OSError as problem:  # two mounts of one filesystem: only the rename can tell
             if problem.errno != errno.EXDEV:
                 raise
-    return _put(folder, home / LOCAL_TRASH, note)
+    return put(home / LOCAL_TRASH)
 
 
 def _put(folder: Path, place: Path, note: Note) -> Trashed:
@@ -102,6 +111,25 @@ def _put(folder: Path, place: Path, note: Note) -> Trashed:
             durable.remove_file(_note_path(target))
         raise
     return Trashed(target, note)
+
+
+def discard(layout: Layout, folder: Path) -> None:
+    """Take a folder out of use for good, by one rename; the next `purge` removes it.
+
+    Needs no block of the disk but, the first time, for the place itself.
+    """
+
+    def put(place: Path) -> None:
+        durable.make_directory(place)
+        durable.rename(folder, durable.staging_name(place / folder.name))
+
+    _placed(layout, folder, put)
+
+
+def half_gone(layout: Layout) -> list[Path]:
+    """What was discarded and not removed yet: the process died, or is just about to."""
+    places = [place for place in _places(layout) if place.is_dir()]
+    return [path for place in places for path in place.glob(f"{durable.STAGING_PREFIX}*")]
 
 
 def _note_path(folder: Path) -> Path:

@@ -7,6 +7,7 @@ there is there and verifies, no number and no global step is used twice, and doi
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ import pytest
 from trainer_tui.safety import checkpoints, durable
 from trainer_tui.safety.config import Config, Retention
 from trainer_tui.safety.errors import TrainerTuiError
-from trainer_tui.versions import check, keeping
+from trainer_tui.versions import check, keeping, spare
 from trainer_tui.versions.backup import Backup
 from trainer_tui.versions.layout import version_number
 from trainer_tui.versions.store import VersionStore
@@ -98,11 +99,14 @@ ACTS: dict[str, Callable[[VersionStore], object]] = {
         store.workspace, store.workspace.current_model / "checkpoint-100"
     ),
     "retention": lambda store: keeping.apply(store.workspace, POLICY),
+    "room": lambda store: spare.make_room(
+        store.workspace, Config(), 1 << 60, itertools.count().__next__
+    ),
     "backup": lambda store: Backup(store.workspace, second_disk(store)).run(),
     "fetch": bring_back,
 }
 ACTS |= {f"{act}-across-mounts": across_mounts(ACTS[act]) for act in ("delete", "retention")}
-MAY_MISS = {"delete": {1}, "undelete": {1}, "retention": {1}, "fetch": {1}}
+MAY_MISS = {"delete": {1}, "undelete": {1}, "retention": {1}, "room": {1}, "fetch": {1}}
 MAY_MISS |= {f"{act}-across-mounts": {1} for act in ("delete", "retention")}
 BEFORE: dict[str, Callable[[VersionStore], object]] = {
     "undelete": lambda store: store.delete(1),
@@ -152,7 +156,7 @@ def assert_sound(house, act: str, before: checkpoints.Newest) -> None:
             check.prove_version(version.folder)
     if 1 not in numbers:
         thrown = [version_number(entry.note.name) for entry in store.trashed()]
-        assert act == "fetch" or 1 in thrown, "what left is in the trash"
+        assert act in ("fetch", "room") or 1 in thrown, "what left is in the trash"
     for entry in store.emergencies():
         checkpoints.verify(entry.folder)
     there = second_disk(store)
