@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 
 import msgspec
@@ -21,7 +20,16 @@ from trainer_tui.daemon.memory_wait import Need
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
-from trainer_tui.safety import cgroup, clock, crash, heartbeat, incidents, messages, processes
+from trainer_tui.safety import (
+    cgroup,
+    clock,
+    crash,
+    filesystems,
+    heartbeat,
+    incidents,
+    messages,
+    processes,
+)
 from trainer_tui.safety.crash import Action, Evidence
 from trainer_tui.safety.meters import Meters
 from trainer_tui.safety.workspace import Workspace
@@ -125,7 +133,10 @@ class Aftermath:
             ended_by_us=trainer.ended_by_us,
             oom_kills=crash.oom_kill_count() - trainer.oom_kills_before,
             fault_text=trainer.last_words(),
-            disk_free_bytes=shutil.disk_usage(self._workspace.root).free,
+            disk_free_bytes=min(
+                filesystems.measure(place).free_bytes
+                for place in (self._workspace.root, self._workspace.current_model)
+            ),
             foreign_gpu_bytes=trainer.foreign_gpu_bytes,
             gpu_problem=gpu_problem,
             xids=tuple(xids),

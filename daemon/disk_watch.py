@@ -1,139 +1,49 @@
-"""Room on the disk: watched, forecast, made when it is short; training waits when that fails.
+"""Room on the disks: watched, forecast, made where it is short; training waits when that fails.
 
 Invariant: nothing committed is deleted here; the owners offer what they can spare
-(`safety.disk`), and every deletion is an event. What was held back goes on by itself when there
-is room again.
+(`safety.disk`), of the filesystem that is short and no other, and every deletion is an event.
+Where deleting has no effect it ends until there was room again. What was held back goes on by
+itself when there is room.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import shutil
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from trainer_tui.daemon.desk import Desk
+from trainer_tui.daemon.disk_owners import Here, owners_here
 from trainer_tui.daemon.inbox import Inbox
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
-from trainer_tui.safety import checkpoints, clock, disk, durable
-from trainer_tui.safety.disk import Ballast, Forecast, Freed, Offer, Owner
+from trainer_tui.safety import checkpoints, clock, disk, filesystems
+from trainer_tui.safety.disk import Ballast, Freed, Owner, Tally
 from trainer_tui.safety.errors import TrainerTuiError
+from trainer_tui.safety.filesystems import Filesystem, Measure
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions.spare import VersionsOwner
 
-log = logging.getLogger("daemon")
 LOOK_EVERY_S = 10.0
 FORECAST_EVERY_S = 300.0
-EVICT_TIMEOUT_S = 120.0
 BALLAST_AFTER_S = 60.0
 HISTORY = 288  # a day of them
 WARN_AHEAD_S = 6 * 3600.0
-STAGING_AGE_S = 3600.0
 KIND = "disk"
-
-
-class TrashOwner:
-    """What a person removed from the queue."""
-
-    name = "trash"
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._trash = workspace.trash
-
-    def offers(self) -> Iterator[Offer]:
-        for path in sorted(self._trash.glob("job.*")):
-            size = disk.exclusive_bytes(path)
-            yield Offer(path.name, "removed by a person", size, partial(_delete, path))
-
-
-class StagingOwner:
-    """What a killed process left half written. Whoever stages somewhere sweeps it at its next
-    start; on a short disk that may be too late. Nothing that is being written is so old."""
-
-    name = "staging"
-
-    def __init__(self, workspace: Workspace, now_s: Callable[[], float] = clock.now_s) -> None:
-        here = workspace
-        self._places = [here.state, here.queue, here.current_model, here.ledger, here.versions]
-        self._places += [here.emergency, here.validation, here.cache]
-        self._now_s = now_s
-
-    def offers(self) -> Iterator[Offer]:
-        for place in self._places:
-            for path in sorted(place.glob(f"{durable.STAGING_PREFIX}*")):
-                if self._now_s() - _touched_s(path) > STAGING_AGE_S:
-                    size = disk.exclusive_bytes(path)
-                    yield Offer(path.name, "left half written", size, partial(_delete, path))
-
-
-def _touched_s(path: Path) -> float:
-    """When anything in it was written last; wall time. What vanishes meanwhile is no left-over."""
-    newest = 0.0
-    for entry in (path, *path.rglob("*")):
-        try:
-            newest = max(newest, entry.lstat().st_mtime)
-        except FileNotFoundError:
-            return clock.now_s()
-    return newest
-
-
-class CacheOwner:
-    """Tokens of files; they are made again when they are needed."""
-
-    name = "data"
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._cache = workspace.cache
-
-    def offers(self) -> Iterator[Offer]:
-        tokens = self._cache / "tokens"
-        size = disk.exclusive_bytes(tokens) if tokens.is_dir() else 0
-        if size:
-            what = "the cache of tokens"
-            yield Offer(what, "it is made again", size, lambda: _evict(self._cache))
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        durable.remove_tree(path)
-    else:
-        durable.remove_file(path)
-
-
-def _evict(cache: Path) -> None:
-    """In a process of its own: the cache's room imports what this one has no room for.
-
-    Raises:
-        OSError: it could not be done.
-    """
-    program = (
-        "import sys; from pathlib import Path; from trainer_tui.data import token_cache;"
-        "token_cache.evict(Path(sys.argv[1]), 0)"
-    )
-    command = [sys.executable, "-P", "-c", program, str(cache)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=EVICT_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as problem:
-        raise OSError(f"the cache was not emptied: {problem}") from None
-    if done.returncode:
-        raise OSError(f"the cache was not emptied: {done.stderr.decode('utf-8', 'replace')[-300:]}")
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    forecast: Forecast
+    """`found`: every filesystem as it is now; `problems` and `given_up` are sentences."""
+
+    found: list[Filesystem]
     freed: list[Freed]
-    problem: str
+    problems: list[str]
+    given_up: list[str]
 
 
 class DiskWatch:
@@ -149,65 +59,97 @@ class DiskWatch:
         training: Training,
         teller: Teller,
         in_use: Collection[str],
+        measuring: Measure = filesystems.measure,
     ) -> None:
         self._workspace, self._settings, self._in_use = workspace, settings, in_use
         self._desk, self._inbox = desk, inbox
         self._training, self._teller = training, teller
+        self._measuring = measuring
         self._ballast = Ballast(workspace.state / "ballast")
-        self._history: deque[tuple[float, int]] = deque(maxlen=HISTORY)
+        # All by device.
+        self._histories: dict[int, deque[tuple[float, int]]] = {}
+        self._tallies: defaultdict[int, Tally] = defaultdict(Tally)
+        self._held: set[int] = set()
+        self._warned: set[int] = set()
+        self._short_aside: set[int] = set()
         self._last_forecast_s = -FORECAST_EVERY_S
-        self._warned = False
         self._born_s = clock.monotonic_s()
 
     async def run(self) -> None:
         """Ends by cancellation."""
         while True:
-            found = await asyncio.to_thread(self._look)
-            looked = Looked(found, [], "")
-            if not found.room_for_next_save:
-                retention = self._settings.config.retention
-                now = datetime.now().astimezone()
-                await self._desk.ask(lambda queue: queue.expire(retention, now))  # noqa: B023
-                looked = await asyncio.to_thread(self._make_room, found)
+            looked = Looked(await asyncio.to_thread(self.look), [], [], [])
+            if short := [one for one in looked.found if one.short]:
+                if any(self._workspace.queue in one.places for one in short):
+                    retention = self._settings.config.retention
+                    now = datetime.now().astimezone()
+                    await self._desk.ask(lambda queue: queue.expire(retention, now))  # noqa: B023
+                looked = await asyncio.to_thread(self.make_room, short)
             self._tell(looked)
             await asyncio.sleep(LOOK_EVERY_S)
 
     # --- in a thread -----------------------------------------------------------------------------
 
-    def _look(self) -> Forecast:
+    def look(self) -> list[Filesystem]:
+        """Measure, and remember what the next look needs."""
+        found = self.measure()
         now_s = clock.monotonic_s()
         if now_s - self._last_forecast_s >= FORECAST_EVERY_S:
             self._last_forecast_s = now_s
-            self._history.append((now_s, disk.free_bytes(self._workspace.root)))
-        found = self.measure()
-        # Not where it would itself take what has to stay free: it would come and go for ever.
-        enough = (found.floor_bytes + found.next_save_bytes) * disk.RESUME_FACTOR
-        roomy = found.free_bytes - disk.BALLAST_BYTES >= enough
-        if now_s - self._born_s > BALLAST_AFTER_S and roomy and not self._ballast.there:
-            self._ballast.put()
+            for one in found:
+                history = self._histories.setdefault(one.device, deque(maxlen=HISTORY))
+                history.append((now_s, one.forecast.free_bytes))
+        for one in found:
+            if one.roomy:
+                self._tallies.pop(one.device, None)
+            if self._workspace.state in one.places:
+                self._keep_ballast(one)
         return found
 
-    def _make_room(self, found: Forecast) -> Looked:
-        """The ballast goes first, so that deleting itself has room for its notes."""
-        self._ballast.give_up()
+    def _keep_ballast(self, home: Filesystem) -> None:
+        # Not where it would itself take what has to stay free: it would come and go for ever.
+        roomy = home.forecast.free_bytes - disk.BALLAST_BYTES >= home.roomy_bytes
+        grown = clock.monotonic_s() - self._born_s > BALLAST_AFTER_S
+        if grown and roomy and not self._ballast.there:
+            self._ballast.put()
+
+    def make_room(self, short: Sequence[Filesystem]) -> Looked:
+        """On each of them, by what lies on it."""
         freed: list[Freed] = []
-        problem = ""
-        wanted = int((found.floor_bytes + found.next_save_bytes) * disk.RESUME_FACTOR)
-        try:
-            freed = disk.reclaim(wanted, self._owners(), self._free)
-        except (OSError, TrainerTuiError) as trouble:
-            problem = str(trouble)
-        return Looked(self.measure(), freed, problem)
+        problems: list[str] = []
+        given_up: list[str] = []
+        for one in short:
+            tally = self._tallies[one.device]
+            spent = tally.spent
+            try:
+                for gone in self._make_room_on(one, tally):
+                    freed.append(gone)  # one by one: they went, though the next may fail
+            except (OSError, TrainerTuiError) as trouble:
+                problems.append(f"no room could be made on {one.words}: {trouble}")
+            if tally.spent and not spent:
+                text = f"{tally.without_effect} deletions gave nothing back to {one.words}"
+                given_up.append(f"{text}: no more is deleted there until it has room")
+        return Looked(self.measure(), freed, problems, given_up)
 
-    def measure(self) -> Forecast:
-        """Free, needed and the time left; reads sizes only."""
-        total = shutil.disk_usage(self._workspace.root).total
+    def _make_room_on(self, one: Filesystem, tally: Tally) -> Iterator[Freed]:
+        if self._workspace.state in one.places:
+            self._ballast.give_up()  # first, so that deleting itself has room for its notes
+        place = one.places[0]
+        owners = self._owners(filesystems.beside(place, self._measuring))
+        return disk.reclaim(
+            one.roomy_bytes, owners, lambda: self._measuring(place).free_bytes, tally
+        )
+
+    def measure(self) -> list[Filesystem]:
+        """Free, needed and the time left, of every filesystem; reads sizes only."""
         limits = self._settings.config.disk
-        floor = disk.floor_bytes(total, limits.min_free_gb, limits.min_free_share)
-        return disk.forecast(self._free(), floor, self._next_save_bytes(), list(self._history))
 
-    def _free(self) -> int:
-        return disk.free_bytes(self._workspace.root)
+        def floor(total_bytes: int) -> int:
+            return disk.floor_bytes(total_bytes, limits.min_free_gb, limits.min_free_share)
+
+        return filesystems.survey(
+            self._workspace, self._measuring, floor, self._next_save_bytes(), self._histories
+        )
 
     def _next_save_bytes(self) -> int:
         folders = checkpoints.list_folders(self._workspace.current_model)
@@ -215,76 +157,102 @@ class DiskWatch:
             return 0
         return sum(entry.stat().st_size for entry in folders[0].iterdir() if entry.is_file())
 
-    def _owners(self) -> list[Owner]:
-        config = self._settings.config
-        return [
-            *self._owners_here(),
-            VersionsOwner(self._workspace, config, in_use=self._in_use),
-        ]
+    def _owners(self, here: Here) -> list[Owner]:
+        return [*owners_here(self._workspace, here), self._versions_owner(here)]
 
-    def _owners_here(self) -> list[Owner]:
-        """In the order in which things go: the cheapest to have again first."""
-        here = self._workspace
-        return [TrashOwner(here), StagingOwner(here), CacheOwner(here)]
+    def _versions_owner(self, here: Here) -> VersionsOwner:
+        config = self._settings.config
+        return VersionsOwner(self._workspace, config, in_use=self._in_use, here=here)
 
     def preview(self) -> dict[str, Any]:
         """`GET /v1/disk`: the figures, and all that would go, in its order, with the bytes that
         come back then; in a thread. Deletes nothing."""
         found = self.measure()
-        owners: Iterable[Owner] = self._owners_here()
+        tight = filesystems.tightest(found)
+        return {
+            "place": tight.name,
+            "free_bytes": tight.forecast.free_bytes,
+            "floor_bytes": tight.forecast.floor_bytes,
+            "next_save_bytes": tight.forecast.next_save_bytes,
+            "seconds_left": filesystems.soonest_s(found),
+            "holding": self._training.holds.get(KIND, ""),
+            "filesystems": [
+                {"place": one.name, "free_bytes": one.forecast.free_bytes,
+                 "floor_bytes": one.forecast.floor_bytes,
+                 "next_save_bytes": one.forecast.next_save_bytes,
+                 "seconds_left": one.forecast.seconds_left}
+                for one in found
+            ],
+            "would_go": [entry for one in found for entry in self._would_go(one)],
+        }  # fmt: skip
+
+    def _would_go(self, one: Filesystem) -> list[dict[str, Any]]:
+        here = filesystems.beside(one.places[0], self._measuring)
         would_go = [
-            {"owner": owner.name, "what": offer.what, "why": offer.why,
-             "bytes": offer.exclusive_bytes}
-            for owner in owners
+            (owner.name, offer.what, offer.why, offer.exclusive_bytes)
+            for owner in owners_here(self._workspace, here)
             for offer in owner.offers()
-        ]  # fmt: skip
-        versions = VersionsOwner(self._workspace, self._settings.config, in_use=self._in_use)
+        ]
+        versions = self._versions_owner(here)
         would_go += [
-            {"owner": versions.name, "what": entry.what, "why": entry.why, "bytes": entry.bytes}
+            (versions.name, entry.what, entry.why, entry.bytes)
             for entry in versions.preview()
             if entry.bytes  # what frees nothing by then is not let go for space
         ]
-        return {
-            "free_bytes": found.free_bytes,
-            "floor_bytes": found.floor_bytes,
-            "next_save_bytes": found.next_save_bytes,
-            "seconds_left": found.seconds_left,
-            "holding": self._training.holds.get(KIND, ""),
-            "would_go": would_go,
-        }
+        return [
+            {"owner": owner, "what": what, "why": why, "bytes": size, "place": one.name}
+            for owner, what, why, size in would_go
+        ]
 
     # --- on the loop -----------------------------------------------------------------------------
 
     def _tell(self, looked: Looked) -> None:
-        found = looked.forecast
         for gone in looked.freed:
             text = f"{gone.what} went ({gone.why}): {gone.bytes / 1e6:.1f} MB"
             if not gone.bytes:
                 text = f"{gone.what} went ({gone.why}); what that gave was written at once"
             self._teller.say("info", KIND, text, owner=gone.owner, bytes=gone.bytes)
-        if looked.problem:
-            self._teller.say("error", KIND, f"no room could be made: {looked.problem}")
-        self._hold(found)
-        short = found.seconds_left is not None and found.seconds_left < WARN_AHEAD_S
-        if short and not self._warned and found.seconds_left is not None:
-            hours = found.seconds_left / 3600
-            self._teller.say("warning", KIND, f"the disk is full in {hours:.1f} hours at this rate")
-        self._warned = short
+        for problem in looked.problems:
+            self._teller.say("error", KIND, problem)
+        for text in looked.given_up:
+            self._teller.say("error", KIND, text)
+        self._hold(looked.found)
+        self._warn(looked.found)
 
-    def _hold(self, found: Forecast) -> None:
-        """Begin at the floor, end only well above it."""
+    def _warn(self, found: Sequence[Filesystem]) -> None:
+        """Once about each that fills, and each that is short though training goes on."""
+        filling: set[int] = set()
+        for one in found:
+            left_s = one.forecast.seconds_left
+            if left_s is not None and left_s < WARN_AHEAD_S:
+                filling.add(one.device)
+                if one.device not in self._warned:
+                    text = f"{one.words} is full in {left_s / 3600:.1f} hours at this rate"
+                    self._teller.say("warning", KIND, text)
+        self._warned = filling
+        aside = {one.device: one for one in found if one.short and not one.awaited}
+        for device in aside.keys() - self._short_aside:
+            self._teller.say("warning", KIND, _figures(aside[device]), hint="trainer-tui disk")
+        self._short_aside = set(aside)
+
+    def _hold(self, found: Sequence[Filesystem]) -> None:
         holding = KIND in self._training.holds
-        needed = found.floor_bytes + found.next_save_bytes
-        enough = needed * disk.RESUME_FACTOR if holding else needed
-        if found.free_bytes >= enough:
+        waiting = filesystems.waited_for(found, self._held)
+        self._held = {one.device for one in waiting}
+        if not waiting:
             if holding:
                 del self._training.holds[KIND]
                 self._inbox.wake()
                 self._teller.say("info", KIND, "there is room on the disk again: training goes on")
                 self._training.poke()
             return
-        why = f"the disk has {found.free_bytes / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed"
+        why = "; ".join(_figures(one) for one in waiting)
         if not holding:
             self._teller.say("error", KIND, f"training waits: {why}", hint="trainer-tui disk")
         self._training.holds[KIND] = why
         self._training.poke()
+
+
+def _figures(one: Filesystem) -> str:
+    free, needed = one.forecast.free_bytes / 1e9, one.needed_bytes / 1e9
+    return f"{one.words} has {free:.1f} GB free, {needed:.1f} GB are needed"

@@ -59,7 +59,7 @@ class Evidence:
         ended_by_us: "hang" when the hang monitor ended it, "stop" when a person's wish did.
         oom_kills: how many processes the kernel's OOM killer ended during the trainer's life.
         fault_text: the end of the trainer's stderr.
-        disk_free_bytes: of the workspace's filesystem.
+        disk_free_bytes: of the workspace's filesystem, or of the checkpoints' where that has less.
         gpu_problem: NVML's complaint now; empty when the cards answer and count nothing new.
         xids: errors that the driver reported during the trainer's life.
         foreign_gpu_bytes: what other processes held of the GPU's memory; None: not known.

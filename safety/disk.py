@@ -11,17 +11,18 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trainer_tui.safety import durable
+from trainer_tui.safety import clock, durable
 
 GB = 1_000_000_000
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 BALLAST_BYTES = 32 << 20
-WITHOUT_EFFECT_LIMIT = 8  # deletions in a row that freed nothing, then we stop
+WITHOUT_EFFECT_LIMIT = 8  # deletions in a row that freed nothing, then no more is deleted
+TRY_AGAIN_S = 600.0
 RESUME_FACTOR = 1.1  # training goes on when there is this much more than the floor
 
 
@@ -88,26 +89,78 @@ class Freed:
     bytes: int
 
 
+@dataclass(slots=True)
+class Tally:
+    """Deletions in a row that gave nothing back to one filesystem, kept from one try to the next:
+    what has no effect (a snapshot holds it, say) is not done again and again.
+
+    Once `spent`, a single deletion tries again after `TRY_AGAIN_S`, then after twice that, and so
+    on: others may just have written as fast as room was made.
+    """
+
+    now_s: Callable[[], float] = clock.monotonic_s
+    without_effect: int = 0
+    promised_bytes: int = 0  # by those deletions
+    free_bytes: int = 0  # before them
+    tries: int = 0
+    spent_at_s: float = 0.0
+
+    @property
+    def spent(self) -> bool:
+        return self.without_effect >= WITHOUT_EFFECT_LIMIT
+
+    def look(self, free_bytes: int) -> None:
+        """Before deleting. Some filesystems give bytes back seconds later: half will do."""
+        if free_bytes - self.free_bytes >= self.promised_bytes / 2:
+            self._begin(free_bytes)
+        elif self.spent and self.now_s() - self.spent_at_s >= TRY_AGAIN_S * 2**self.tries:
+            self.without_effect, self.tries = WITHOUT_EFFECT_LIMIT - 1, self.tries + 1
+
+    def count(self, promised_bytes: int, before_bytes: int, free_bytes: int) -> None:
+        """After a deletion."""
+        if free_bytes > before_bytes:
+            self._begin(free_bytes)
+            return
+        self.without_effect += 1
+        self.promised_bytes += promised_bytes
+        self.spent_at_s = self.now_s()
+
+    def _begin(self, free_bytes: int) -> None:
+        self.without_effect = self.promised_bytes = self.tries = 0
+        self.free_bytes = free_bytes
+
+
 def reclaim(
     wanted_free_bytes: int,
     owners: Sequence[Owner],
     measure: Callable[[], int],
-) -> list[Freed]:
+    tally: Tally | None = None,
+) -> Iterator[Freed]:
     """Let owners delete, in their order, until enough is free or nothing more has an effect.
 
     What needs room itself in order to go is passed over on a full disk.
 
+    Args:
+        owners: each offers only what lies on the filesystem that `measure` looks at.
+        tally: of earlier tries on that filesystem; changed here.
+
+    Yields:
+        Each thing as soon as it went, so that it is known whatever happens to the next.
+
     Raises:
         OSError: an owner could not delete what it offered.
     """
-    freed: list[Freed] = []
+    tally = tally or Tally()
     passed_over: OSError | None = None
-    without_effect = 0
     free = measure()
+    tally.look(free)
+    if free >= wanted_free_bytes or tally.spent:
+        return
+    went = False
     for owner in owners:
         for offer in owner.offers():
-            if free >= wanted_free_bytes or without_effect >= WITHOUT_EFFECT_LIMIT:
-                return freed
+            if free >= wanted_free_bytes or tally.spent:
+                return
             if offer.exclusive_bytes <= 0:
                 continue
             try:
@@ -117,13 +170,12 @@ def reclaim(
                     raise
                 passed_over = problem
                 continue
-            before, free = free, measure()
-            without_effect = 0 if free > before else without_effect + 1
+            before, free, went = free, measure(), True
+            tally.count(offer.exclusive_bytes, before, free)
             # Others write meanwhile: less than nothing was not given back.
-            freed.append(Freed(owner.name, offer.what, offer.why, max(0, free - before)))
-    if passed_over is not None and not freed:
+            yield Freed(owner.name, offer.what, offer.why, max(0, free - before))
+    if passed_over is not None and not went:
         raise passed_over
-    return freed
 
 
 def exclusive_bytes(path: Path) -> int:
@@ -148,6 +200,10 @@ def exclusive_bytes(path: Path) -> int:
 def free_bytes(path: Path) -> int:
     """What this user may still write on the filesystem of `path`."""
     return shutil.disk_usage(path).free
+
+
+def total_bytes(path: Path) -> int:
+    return shutil.disk_usage(path).total
 
 
 class Ballast:

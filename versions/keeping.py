@@ -238,11 +238,17 @@ def _let_go(layout: Layout, decision: Decision, now: str, keep_days: int) -> int
             return freed
 
 
-def purge(layout: Layout, now: str, *, everything: bool) -> list[Done]:
+def purge(
+    layout: Layout,
+    now: str,
+    *,
+    everything: bool,
+    here: Callable[[Path], bool] = lambda folder: True,
+) -> list[Done]:
     """Empty the trash; only what a person could have brought back is worth telling."""
     with exclusive(layout):
         sizes = {entry.folder: exclusive_bytes(entry.folder) for entry in trash.contents(layout)}
-        gone = trash.purge(layout, now, everything=everything)
+        gone = trash.purge(layout, now, everything=everything, here=here)
     return [
         Done(entry.origin(layout), entry.note.why, "purge", sizes[entry.folder])
         for entry in gone

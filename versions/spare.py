@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer_tui.safety import clock, disk
+from trainer_tui.safety import clock, disk, filesystems
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.disk import Offer, exclusive_bytes
 from trainer_tui.safety.workspace import Workspace
@@ -21,6 +21,7 @@ from trainer_tui.versions.check import Verified
 from trainer_tui.versions.keeping import Survey
 from trainer_tui.versions.layout import OPTIMIZER_PART, Layout
 from trainer_tui.versions.retention import Decision, Plan
+from trainer_tui.versions.trash import Trashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ class _Tried:
 class VersionsOwner:
     """An owner for `disk.reclaim`. Hashes what is kept before it offers anything committed.
 
-    `in_use`: names of folders that somebody restores from just now; they stay.
+    `in_use`: names of folders that somebody restores from just now; they stay. `here`: whether a
+    folder lies on the filesystem that is short; nothing else is offered, or emptied from the trash.
     """
 
     name = "versions"
@@ -126,8 +128,9 @@ class VersionsOwner:
         config: Config,
         now: Callable[[], str] = clock.now_iso,
         in_use: Collection[str] = (),
+        here: Callable[[Path], bool] = lambda folder: True,
     ) -> None:
-        self._in_use = in_use
+        self._in_use, self._here = in_use, here
         self._layout = Layout(workspace)
         self._config = config
         self._now = now
@@ -135,7 +138,7 @@ class VersionsOwner:
 
     def offers(self) -> Iterator[Offer]:
         """The most expendable first. Ask for the next one only after `free` was called."""
-        thrown, half_gone = trash.contents(self._layout), trash.half_gone(self._layout)
+        thrown, half_gone = self._trashed()
         if folders := [*(entry.folder for entry in thrown), *half_gone]:
             # Two of them may share files, so together they can free more than one by one.
             size = max(1, sum(exclusive_bytes(folder) for folder in folders))
@@ -147,6 +150,10 @@ class VersionsOwner:
                 tried.add(decision)
                 yield self._offer(decision, decide, tried)
 
+    def _trashed(self) -> tuple[list[Trashed], list[Path]]:
+        thrown = [entry for entry in trash.contents(self._layout) if self._here(entry.folder)]
+        return thrown, [path for path in trash.half_gone(self._layout) if self._here(path)]
+
     def _by_policy(self, found: Survey) -> Plan:
         policy = self._config.retention
         plan = retention.plan(found.checkpoints, found.versions, policy, found.emergencies)
@@ -157,8 +164,8 @@ class VersionsOwner:
         return self._sparing(plan)
 
     def _sparing(self, plan: Plan) -> Plan:
-        go = tuple(decision for decision in plan.go if decision.path.name not in self._in_use)
-        return replace(plan, go=go)
+        go = (decision for decision in plan.go if decision.path.name not in self._in_use)
+        return replace(plan, go=tuple(decision for decision in go if self._here(decision.path)))
 
     def _next(self, decide: Callable[[Survey], Plan], tried: _Tried) -> Decision | None:
         for decision in keeping.proven(self._layout, decide, verified=self._verified):
@@ -183,13 +190,14 @@ class VersionsOwner:
         """What `offers` would yield if nothing were ever enough, in the same order. Names and
         sizes only: nothing is hashed, so what proves damaged then can change it."""
         ledger = _Links()
+        thrown, half_gone = self._trashed()
         expected = [
             Expected(
                 f"{entry.note.name} in the trash", entry.note.why, ledger.freed([entry.folder])
             )
-            for entry in trash.contents(self._layout)
+            for entry in thrown
         ]
-        for folder in trash.half_gone(self._layout):
+        for folder in half_gone:
             size = ledger.freed([folder])
             expected.append(Expected("what was half gone", "it was let go before", size))
         found = keeping.survey(self._layout)
@@ -201,7 +209,7 @@ class VersionsOwner:
         return expected
 
     def _empty(self) -> None:
-        keeping.purge(self._layout, self._now(), everything=True)
+        keeping.purge(self._layout, self._now(), everything=True, here=self._here)
 
 
 def make_room(
@@ -210,7 +218,7 @@ def make_room(
     wanted_free_bytes: int,
     measure: Callable[[], int] | None = None,
 ) -> list[disk.Freed]:
-    """Free space until `wanted_free_bytes` are free, by this room's means alone."""
-    owner = VersionsOwner(workspace, config)
+    """Free space on the disk of the models, by this room's means alone."""
+    owner = VersionsOwner(workspace, config, here=filesystems.beside(workspace.models))
     ask = measure or (lambda: disk.free_bytes(workspace.models))
-    return disk.reclaim(wanted_free_bytes, [owner], ask)
+    return list(disk.reclaim(wanted_free_bytes, [owner], ask))

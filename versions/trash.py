@@ -172,11 +172,19 @@ def bring_back(layout: Layout, name: str) -> Path:
     raise NotFound(f"{name} is not in the trash", "deleted versions stay there for some days only")
 
 
-def purge(layout: Layout, now: str, *, everything: bool = False) -> list[Trashed]:
-    """Remove what has had its time (`everything`: what has not, too) and notes of nothing."""
+def purge(
+    layout: Layout,
+    now: str,
+    *,
+    everything: bool = False,
+    here: Callable[[Path], bool] = lambda folder: True,
+) -> list[Trashed]:
+    """Remove what has had its time (`everything`: what lies `here` and has not, too) and notes of
+    nothing."""
     gone = []
     for entry in contents(layout):
-        if everything or not entry.note.keep_until or at(entry.note.keep_until) <= at(now):
+        early = everything and here(entry.folder)
+        if early or not entry.note.keep_until or at(entry.note.keep_until) <= at(now):
             doomed = durable.staging_name(entry.folder)
             durable.rename(entry.folder, doomed)  # so that half a folder can never come back
             durable.remove_tree(doomed)

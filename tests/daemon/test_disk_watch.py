@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from daemon_harness import Harness, make_workspace, plant, wait_for
 
-from trainer_tui.daemon.disk_watch import STAGING_AGE_S, StagingOwner
+from trainer_tui.daemon.disk_owners import STAGING_AGE_S, StagingOwner
 from trainer_tui.safety import clock, disk, durable
 from trainer_tui.safety.workspace import Workspace
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from trainer_tui.safety import disk
-from trainer_tui.safety.disk import Ballast, Offer
+from trainer_tui.safety.disk import Ballast, Offer, Tally
 
 
 class Shelf:
@@ -38,14 +40,15 @@ def test_small_disks_keep_their_share_and_large_ones_the_fixed_amount() -> None:
 def test_owners_are_asked_in_order_and_only_until_there_is_enough() -> None:
     room = {"free": 0}
     owners = [Shelf("trash", [5, 5], room), Shelf("cache", [100], room), Shelf("old", [100], room)]
-    freed = disk.reclaim(20, owners, lambda: room["free"])
+    freed = list(disk.reclaim(20, owners, lambda: room["free"]))
     assert [item.what for item in freed] == ["trash0", "trash1", "cache0"]
     assert room["free"] == 110
 
 
 def test_deleting_links_that_free_nothing_ends_soon() -> None:
     room = {"free": 0}
-    freed = disk.reclaim(10, [Shelf("linked", [5] * 100, room, real=False)], lambda: room["free"])
+    shelf = Shelf("linked", [5] * 100, room, real=False)
+    freed = list(disk.reclaim(10, [shelf], lambda: room["free"]))
     assert len(freed) == disk.WITHOUT_EFFECT_LIMIT
 
 
@@ -82,3 +85,64 @@ def test_ballast_is_really_allocated_and_really_given_up(tmp_path: Path) -> None
     ballast.give_up()
     assert not ballast.there
     ballast.give_up()
+
+
+class Watch:
+    """A clock that is set by hand."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_deletions_without_effect_are_remembered_from_one_try_to_the_next() -> None:
+    room, watch = {"free": 0}, Watch()
+    shelf, tally = Shelf("held", [5] * 100, room, real=False), Tally(watch)
+
+    def goes() -> int:
+        return len(list(disk.reclaim(10, [shelf], lambda: room["free"], tally)))
+
+    assert [goes() for _ in range(5)] == [disk.WITHOUT_EFFECT_LIMIT, 0, 0, 0, 0]
+    for wait_s in (disk.TRY_AGAIN_S, 2 * disk.TRY_AGAIN_S, 4 * disk.TRY_AGAIN_S):
+        watch.now_s += wait_s - 1
+        assert goes() == 0
+        watch.now_s += 1
+        assert [goes(), goes()] == [1, 0], "one tries again, ever more seldom"
+
+
+def test_a_single_try_that_has_an_effect_goes_on() -> None:
+    room, watch = {"free": 0}, Watch()
+    tally = Tally(watch)
+    held = Shelf("held", [5] * 100, room, real=False)
+    assert len(list(disk.reclaim(10, [held], lambda: room["free"], tally))) == 8
+    watch.now_s = disk.TRY_AGAIN_S
+    real = Shelf("real", [1] * 100, room)
+    assert len(list(disk.reclaim(10, [real], lambda: room["free"], tally))) == 10
+
+
+def test_bytes_that_come_back_late_count_as_an_effect() -> None:
+    room, tally = {"free": 3}, Tally()
+    shelf = Shelf("late", [5] * 100, room, real=False)
+    assert len(list(disk.reclaim(100, [shelf], lambda: room["free"], tally))) == 8
+    room["free"] = 22  # less than half of 8 * 5 came
+    assert list(disk.reclaim(100, [shelf], lambda: room["free"], tally)) == []
+    room["free"] = 23
+    assert len(list(disk.reclaim(100, [shelf], lambda: room["free"], tally))) == 8
+
+
+def test_what_went_is_told_though_the_next_one_fails() -> None:
+    room = {"free": 0}
+
+    def fails() -> None:
+        raise OSError(5, "Input/output error")
+
+    class Broken(Shelf):
+        def offers(self) -> list[Offer]:
+            return [*super().offers(), Offer("bad", "spare", 5, fails)]
+
+    told = []
+    with pytest.raises(OSError, match="Input/output"):
+        for gone in disk.reclaim(100, [Broken("shelf", [5, 5], room)], lambda: room["free"]):
+            told.append(gone.what)
+    assert told == ["shelf0", "shelf1"]
