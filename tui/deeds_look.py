@@ -104,6 +104,8 @@ def disk_lines(found: dict[str, Any]) -> list[str]:
     """Each fact of the daemon's answer as a line, sizes and times as people read them."""
     lines: list[str] = []
     for name, value in found.items():
+        if (name, value) == ("place", "") or (name == "filesystems" and len(value) < 2):
+            continue  # one disk is said by the other lines
         words = name.removesuffix("_bytes").replace("_", " ")
         if isinstance(value, list):
             lines += ["", f"{words}:" if value else f"{words}: nothing"]
@@ -121,9 +123,13 @@ def disk_lines(found: dict[str, Any]) -> list[str]:
 def _item(item: object) -> str:
     if not isinstance(item, dict):
         return str(item)
-    parts = [
-        figures.size(value) if name.endswith("bytes") else str(value)
-        for name, value in item.items()
-        if value not in (None, "", [])
-    ]
+    parts = [_part(name, value) for name, value in item.items() if value not in (None, "", [])]
     return "  ".join(parts)
+
+
+def _part(name: str, value: Any) -> str:
+    if name.startswith("seconds"):
+        return f"full in {figures.duration(value)}"
+    if name.endswith("_bytes"):
+        return f"{name.removesuffix('_bytes').replace('_', ' ')} {figures.size(value)}"
+    return figures.size(value) if name == "bytes" else str(value)

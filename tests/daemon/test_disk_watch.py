@@ -7,8 +7,11 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from daemon_harness import Harness, make_workspace, plant, wait_for
@@ -16,6 +19,7 @@ from daemon_harness import Harness, make_workspace, plant, wait_for
 from trainer_tui.daemon.disk_owners import STAGING_AGE_S, StagingOwner
 from trainer_tui.safety import clock, disk, durable
 from trainer_tui.safety.workspace import Workspace
+from trainer_tui.tui.deeds_look import disk_lines
 
 # Free space that shrinks by 100 MB a second, from 1 TB over the floor.
 SHRINKING = """
@@ -175,3 +179,55 @@ def test_on_a_full_disk_the_ballast_lets_a_person_pause(small_disk, ballast):
     finally:
         (small_disk / "filler").unlink(missing_ok=True)
         daemon.close()
+
+
+@pytest.fixture
+def models_elsewhere(serve):
+    """A daemon whose `models/` is a link to another filesystem, which is full while a file says
+    so: filling it for real would be felt by the whole machine."""
+    memory = Path("/dev/shm")
+    daemon = serve(steps=5, save_every=1)
+    models = daemon.workspace.models
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == models.stat().st_dev:
+        pytest.skip("needs a second filesystem; /dev/shm is none here")
+    daemon.prelude = (
+        "from pathlib import Path\n"
+        "from trainer_tui.daemon import disk_watch as w; w.LOOK_EVERY_S = 0.3\n"
+        "from trainer_tui.safety import disk\n"
+        f"full, there = Path({str(daemon.workspace.root / 'full')!r}), {memory.stat().st_dev}\n"
+        "short = lambda path: path.stat().st_dev == there and full.exists()\n"
+        "disk.free_bytes = lambda path: 0 if short(path) else 10**12"
+    )
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        shutil.move(models, Path(elsewhere) / "models")
+        models.symlink_to(Path(elsewhere) / "models")
+        yield daemon
+        daemon.close()
+
+
+def test_a_short_disk_of_the_models_is_named_and_training_waits_for_it(models_elsewhere):
+    daemon = models_elsewhere
+    plant(daemon.workspace, "a.jsonl")
+    daemon.start()
+    daemon.until_job("a.jsonl", "completed")
+    thrown = daemon.workspace.trash / "job.1-x"
+    thrown.mkdir()
+    (thrown / "data.jsonl").write_bytes(b"x" * 9000)
+    assert [one["place"] for one in daemon.get("/v1/disk")["filesystems"]] == ["", "models"]
+    (daemon.workspace.root / "full").touch()
+    wait_for(lambda: daemon.get("/v1/disk")["holding"], 30)
+    found = daemon.get("/v1/disk")
+    assert found["holding"].startswith("the disk of models has 0.0 GB free")
+    assert (found["place"], found["free_bytes"]) == ("models", 0)
+    lines = disk_lines(found)
+    assert "place                models" in lines
+    assert any("models" in line and "free 0B" in line for line in lines)
+    refused = daemon.call("POST", "/v1/jobs", {"path": "/etc/hostname"})
+    assert refused.status == 409 and "the disk of models" in refused.json["detail"]
+    command = [sys.executable, "-m", "trainer_tui.tui.cli", "-w", str(daemon.workspace.root)]
+    said = subprocess.run([*command, "disk"], capture_output=True, text=True, timeout=60).stdout
+    assert "  the workspace: " in said and "  models: 0B free, " in said
+    assert thrown.exists(), "what lies on the root's disk gives nothing back to the models'"
+    (daemon.workspace.root / "full").unlink()
+    wait_for(lambda: daemon.said("there is room on the disk again"), 30)
+    assert daemon.get("/v1/disk")["holding"] == ""

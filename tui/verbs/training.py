@@ -233,9 +233,16 @@ def disk(as_json: AsJson = False) -> None:
         print_json(found)
         return
     for key, value in found.items():
-        if not isinstance(value, list):
+        if not isinstance(value, list) and (key, value) != ("place", ""):
             shown = columns.size(value) if key.endswith("bytes") else value
             print(f"{key:20} {shown if value is not None else '–'}")
+    disks = found.get("filesystems", [])
+    for one in disks if len(disks) > 1 else ():
+        free, floor, save = (
+            columns.size(one.get(key)) for key in ("free_bytes", "floor_bytes", "next_save_bytes")
+        )
+        needed = f"{free} free, {floor} have to stay, {save} for the next save"
+        print(f"  {printable(str(one.get('place') or 'the workspace'), 60)}: {needed}")
     offers = found.get("would_go", [])
     if offers:
         all_of_it = columns.size(sum(offer.get("bytes") or 0 for offer in offers))
