@@ -11,18 +11,19 @@ A daemon that dies in between, or a disk that is full, leaves it to the next tim
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from trainer_tui.daemon import again
-from trainer_tui.queue.job import Job
+from trainer_tui.queue.job import COMPLETED, FAILED, Job
 from trainer_tui.queue.store import Queue
 from trainer_tui.safety import clock, durable
-from trainer_tui.safety.errors import Corrupt, TrainerTuiError
-from trainer_tui.safety.manifest import LedgerHead
+from trainer_tui.safety.errors import Corrupt, NotFound, Stale, TrainerTuiError, Unreadable
+from trainer_tui.safety.manifest import LedgerEntry, LedgerHead
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import emergency, trained
 from trainer_tui.versions.layout import Layout
@@ -53,12 +54,14 @@ class Asked:
 @dataclass(slots=True)
 class Settled:
     """What came of it. `requeued`: jobs that wait now. `withdrawn`: sentences on jobs that left
-    the queue. `problems`: a sentence for each file that could not be queued."""
+    the queue. `problems`: sentences on what could not be done. `spared`: jobs that should leave
+    and are in the trainer's hands. With either of the last two the wish stays, as far as trying
+    again can help."""
 
     requeued: list[Job] = field(default_factory=list)
     withdrawn: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    unfinished: bool = False
+    spared: set[int] = field(default_factory=set)
 
 
 def is_noted(workspace: Workspace) -> bool:
@@ -82,8 +85,11 @@ def note(workspace: Workspace, asked: Asked) -> None:
     durable.replace(_note(workspace), msgspec.json.encode(wish))
 
 
-def settle(workspace: Workspace, queue: Queue) -> Settled:
+def settle(workspace: Workspace, queue: Queue, *, spared: Collection[int] = frozenset()) -> Settled:
     """Do what was wished, when its restore was committed. Call on the queue's thread.
+
+    Args:
+        spared: jobs in the trainer's hands; the caller has them set aside and asks again.
 
     Raises:
         OSError: the disk failed before anything was done; the wish stays.
@@ -93,45 +99,70 @@ def settle(workspace: Workspace, queue: Queue) -> Settled:
     if wish is None:
         return done
     now = emergency.standing(Layout(workspace))
-    if now is not None and now.sealed.lineage != wish.lineage:
-        try:
-            change = trained.change(workspace.ledger, wish.ledger, now.sealed.ledger)
-        except Corrupt as problem:
-            text = f"which files were trained since is not known: {problem.message}"
-            done.problems.append(text)
-            change = trained.Change()
-        _withdraw(queue, {entry.file_sha256 for entry in change.regained}, done)
-        if wish.requeue:
-            _requeue(queue, [entry.job_id for entry in reversed(change.lost)], wish.by, done)
-    if not done.unfinished:
+    if now is None and wish.lineage != NO_LINEAGE:
+        done.problems.append("no checkpoint can be read, so it is not known what is learnt")
+        return done
+    if now is None or now.sealed.lineage == wish.lineage:  # the restore was never committed
+        durable.remove_file(_note(workspace))
+        return done
+    try:
+        change = trained.change(workspace.ledger, wish.ledger, now.sealed.ledger)
+    except Corrupt as problem:
+        text = f"which files were trained since is not known: {problem.message}"
+        done.problems.append(text)
+        if not isinstance(problem, Unreadable):  # no other time will tell
+            durable.remove_file(_note(workspace))
+        return done
+    left = _withdraw(queue, change.regained, spared, done)
+    if wish.requeue:
+        left = _requeue(queue, change.lost, wish.by, done) or left
+    if not left:
         durable.remove_file(_note(workspace))
     return done
 
 
-def _requeue(queue: Queue, job_ids: Iterable[int], by: str, done: Settled) -> None:
-    """In the order in which they were trained."""
-    for job_id in job_ids:
+def _requeue(queue: Queue, lost: Sequence[LedgerEntry], by: str, done: Settled) -> bool:
+    """In the order in which they were trained. True: some have to be tried again."""
+    left = False
+    for entry in reversed(lost):
+        job_id = entry.job_id
         try:
             done.requeued.append(again.train_again(queue, job_id, by, after_restore=True))
         except TrainerTuiError as problem:
             done.problems.append(f"#{job_id} stays out of the queue: {problem.message}")
         except OSError as problem:
             done.problems.append(f"#{job_id} is not queued yet: {problem}")
-            done.unfinished = True
+            left = True
+    return left
 
 
-def _withdraw(queue: Queue, learnt: set[str], done: Settled) -> None:
-    for job in (*queue.waiting(), *queue.processing()):
-        if not (job.meta.after_restore and job.meta.file_sha256 in learnt):
+def _withdraw(
+    queue: Queue, regained: Sequence[LedgerEntry], spared: Collection[int], done: Settled
+) -> bool:
+    """Those that wait, are begun or were set aside. True: some have to be tried again."""
+    learnt = Counter(entry.file_sha256 for entry in regained)
+    left = False
+    for job in queue.jobs():
+        sha256 = job.meta.file_sha256
+        if job.folder == COMPLETED or not job.meta.after_restore or not learnt[sha256]:
+            continue
+        learnt[sha256] -= 1
+        if job.id in spared:
+            done.spared.add(job.id)
+            left = True
             continue
         try:
-            queue.requeue(job.id)  # one that was begun: its steps are not in the model either
+            if job.folder != FAILED:
+                queue.requeue(job.id)  # one that was begun: its steps are not in the model either
             queue.remove(job.id)
-        except OSError as problem:
+        except (NotFound, Stale, FileNotFoundError):
+            continue  # a person took it out by hand
+        except (OSError, TrainerTuiError) as problem:
             done.problems.append(f"#{job.id} {job.name} still waits: {problem}")
-            done.unfinished = True
+            left = True
             continue
         done.withdrawn.append(f"#{job.id} {job.name} left the queue: the model has it again")
+    return left
 
 
 def _read(workspace: Workspace) -> Wish | None:

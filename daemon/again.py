@@ -41,7 +41,7 @@ def train_again(queue: Queue, job_id: int, added_by: str, *, after_restore: bool
         raise Refused(f"job {job_id} ({job.name}) is {job.state}, not completed")
     for other in (*queue.waiting(), *queue.processing()):
         if other.meta.parent_job == job_id:
-            return other
+            return other if after_restore else queue.keep(other.id)
     folder = queue.path(job)
     staged = queue.folder / f"{durable.STAGING_PREFIX}again-{job_id}-{secrets.token_hex(4)}"
     durable.make_directory(staged)

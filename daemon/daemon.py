@@ -154,6 +154,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
         await self._look_at_versions()
+        await self._keeper.settling.finish()
         await self._rounds.look_around()  # so that the first answer is whole
         record = daemon_record(self._workspace, status.version(), self._started_at)
         await asyncio.to_thread(durable.replace, self._workspace.daemon_file, record)
@@ -184,6 +185,7 @@ class Daemon:
             ("inbox", self._inbox.run),
             ("checks", self._checks.run),
             ("queue", self._desk.run),
+            ("restores", self._keeper.finish_restores),
             ("rounds", self._rounds.run),
             ("orphans", self._wait_for_orphans),
             ("hang watch", hang_watch.run),
@@ -250,7 +252,6 @@ class Daemon:
         """Training needs none of them: what is wrong with the shelf must not keep it from going."""
         try:
             await self._keeper.refresh()
-            await self._keeper.settling.at_start()
         except (OSError, TrainerTuiError) as problem:
             self._teller.say("error", "version", f"the versions cannot be read: {problem}")
 

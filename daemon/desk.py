@@ -51,7 +51,7 @@ class Trainable:
     folder: Path
     file_sha256: str
     attempts: int
-    parents: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()  # jobs of the same content that are not done
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +171,8 @@ class Desk:
     def _trainable(self, job: Job) -> Trainable:
         folder = self._queue.path(job)
         attempts = job.attempts_without_progress
-        parents = self._queue.parents(job)
-        return Trainable(job.id, job.name, folder, job.meta.file_sha256, attempts, parents)
+        others = self._queue.others_like(job)
+        return Trainable(job.id, job.name, folder, job.meta.file_sha256, attempts, others)
 
     # --- a job's life, as training drives it -----------------------------------------------------
 

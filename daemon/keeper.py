@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer_tui.daemon import settling
 from trainer_tui.daemon.after_restore import Asked, Settled
 from trainer_tui.daemon.backups import Backups
 from trainer_tui.daemon.bus import Bus
@@ -77,7 +78,7 @@ class Keeper:
         self._looking_after = False
         self._behind: deque[Committed] = deque(maxlen=COMMITS_BEHIND)
         self._closing = False
-        self.settling = Settling(workspace, desk, teller)
+        self.settling = Settling(workspace, training, desk, teller)
         self.backups = Backups(workspace, settings, teller, self._fetched)
         self.latest: int | None = None
         training.after_commit.append(self._committed)
@@ -223,6 +224,15 @@ class Keeper:
         await self._changed(f"{restored.source} was restored as {restored.checkpoint}")
         return GoneBack(restored.as_dict(), settled)
 
+    async def finish_restores(self) -> None:
+        """What a restore means for the queue, where a kill or the disk came in between. Ends by
+        cancellation."""
+        while True:
+            if await self.settling.is_left():
+                async with self._changing():
+                    await self.settling.finish()
+            await asyncio.sleep(settling.AGAIN_S)
+
     async def export(self, number: int, target: Path, *, with_optimizer: bool) -> Path:
         """Copy a version out; as long as that takes, everything else goes on.
 
@@ -283,7 +293,6 @@ class Keeper:
                 without_retention += 1
                 async with self._lock:
                     await self._told(self._make_due(committed))
-                    await self.settling.try_again()
                     if not self._behind or without_retention >= COMMITS_BEFORE_RETENTION:
                         without_retention = 0
                         await self._told(self._retain())

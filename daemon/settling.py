@@ -1,7 +1,8 @@
 """Restores and the queue, on the event loop: see `after_restore`.
 
-Invariant: what could not be done is tried again after every commit and at the next start, and said
-once.
+Invariant: `state/restore.json` is the truth on what is left to do. It is looked at before a
+restore, at the start and every `AGAIN_S`; a problem is said once. Its caller sees to it that no
+restore goes on beside.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ from trainer_tui.daemon import after_restore
 from trainer_tui.daemon.after_restore import Asked, Settled
 from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.teller import Teller
-from trainer_tui.safety.errors import Refused
+from trainer_tui.daemon.training import Training
+from trainer_tui.safety.errors import Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions.layout import plain_words
 
+AGAIN_S = 10.0
+
 
 class Settling:
-    """One for the daemon; its caller sees to it that one restore goes on at a time."""
+    """One for the daemon."""
 
-    def __init__(self, workspace: Workspace, desk: Desk, teller: Teller) -> None:
-        self._workspace, self._desk, self._teller = workspace, desk, teller
-        self._unfinished = False
+    def __init__(
+        self, workspace: Workspace, training: Training, desk: Desk, teller: Teller
+    ) -> None:
+        self._workspace, self._training = workspace, training
+        self._desk, self._teller = desk, teller
         self._said: list[str] = []
 
     async def note(self, asked: Asked) -> None:
@@ -30,13 +36,28 @@ class Settling:
         with plain_words("nothing was restored"):
             await self._desk.aside(partial(after_restore.note, self._workspace, asked))
 
+    async def is_left(self) -> bool:
+        """Whether a restore was begun whose meaning for the queue is not done."""
+        return await self._desk.aside(partial(after_restore.is_noted, self._workspace))
+
     async def settle(self) -> Settled:
         """What the restore means for the queue; a problem is a sentence in what is returned."""
+        training = self._training
+        # While a version is restored the trainer stands aside, and puts down what it had in hand.
+        in_hand = None if training.restoring else training.in_hand
+        spared = training.trained | ({in_hand} if in_hand is not None else set())
         try:
-            settled = await self._desk.ask(partial(after_restore.settle, self._workspace))
-        except OSError as problem:
-            settled = Settled(problems=[f"the queue waits: {problem}"], unfinished=True)
-        self._unfinished = settled.unfinished
+            settled = await self._desk.ask(
+                partial(after_restore.settle, self._workspace, spared=frozenset(spared))
+            )
+        except (OSError, TrainerTuiError) as problem:
+            settled = Settled(problems=[f"the queue is not in line with the model yet: {problem}"])
+        if in_hand in settled.spared:
+            training.skip(in_hand)  # set aside, it can leave
+        self._tell(settled)
+        return settled
+
+    def _tell(self, settled: Settled) -> None:
         for job in settled.requeued:
             text = f"#{job.meta.parent_job} {job.name} is queued once more as #{job.id}"
             self._teller.say("info", "job", text, job=job.id)
@@ -46,23 +67,18 @@ class Settling:
             if text not in self._said:
                 self._teller.say("warning", "job", text)
         self._said = settled.problems
-        return settled
 
-    async def try_again(self) -> None:
-        """What the disk did not let us do."""
-        if self._unfinished:
-            await self.settle()
-
-    async def at_start(self) -> None:
-        """The daemon before this one may have died between a restore and what it meant."""
-        if await self._desk.aside(partial(after_restore.is_noted, self._workspace)):
+    async def finish(self) -> None:
+        """What a kill or the disk did not let be done."""
+        if await self.is_left():
             await self.settle()
 
     async def nothing_is_left(self) -> None:
         """Raises Refused: files of the last restore are not back in the queue yet."""
-        await self.at_start()
-        if self._unfinished:
+        await self.finish()
+        if await self.is_left():
+            why = "; ".join(self._said) or "a file has to be set aside first"
             raise Refused(
-                f"the last restore is not over for the queue: {'; '.join(self._said)}",
-                "make room on the disk: trainer-tui disk",
+                f"the last restore is not over for the queue: {why}",
+                f"it is tried again every {AGAIN_S:.0f} s; trainer-tui status, trainer-tui disk",
             )

@@ -137,7 +137,7 @@ class Training(Hearing):
             return
         self.in_hand = job.id
         self.present = replace(self.present, hungry=False, told_nothing_waits=False)
-        self.send(messages.Train(job.id, job.name, str(job.folder), job.file_sha256, job.parents))
+        self.send(messages.Train(job.id, job.name, str(job.folder), job.file_sha256, job.others))
 
     # --- what comes from the trainer -------------------------------------------------------------
 

@@ -84,14 +84,13 @@ class Session:
 
     def started(self, train: Train) -> tuple[Cursor | None, Pinned | None]:
         """Where this file was left and the options it was started with; None for what is new. One
-        that was queued once more goes on where the job that it repeats was left."""
+        that was queued once more goes on where the state that a restore brought back left it."""
         if self.progress.cursor_of(train.job_id) is None:
-            for parent in train.parents:
-                left = self.progress.cursor_of(parent)
-                if left is not None and left.file_sha256 == train.file_sha256:
-                    self.progress = self.progress.renamed(parent, train.job_id)
-                    if parent in self.pinned:
-                        self.pinned[train.job_id] = self.pinned[parent]
+            for left in self.progress.cursors:
+                if left.file_sha256 == train.file_sha256 and left.job_id not in train.others:
+                    self.progress = self.progress.renamed(left.job_id, train.job_id)
+                    if left.job_id in self.pinned:
+                        self.pinned[train.job_id] = self.pinned[left.job_id]
                     break
         return self.progress.cursor_of(train.job_id), self.pinned.get(train.job_id)
 

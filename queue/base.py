@@ -144,17 +144,12 @@ class QueueBase:
         with self._lock:
             return self.index.by_id.get(job_id)
 
-    def parents(self, job: Job) -> tuple[int, ...]:
-        """The jobs that this one repeats, the latest first, as far back as they are known."""
-        found: list[int] = []
+    def others_like(self, job: Job) -> tuple[int, ...]:
+        """Other jobs of the same content that are not done."""
         with self._lock:
-            at: Job | None = job
-            while at is not None and (parent := at.meta.parent_job) is not None:
-                if parent in found:
-                    break  # an edited meta.json must not hang anybody
-                found.append(parent)
-                at = self.index.by_id.get(parent)
-        return tuple(found)
+            ids = self.index.by_content.get(job.meta.file_sha256, ())
+            found = (self.index.by_id[one] for one in ids if one != job.id)
+            return tuple(sorted(one.id for one in found if one.folder != COMPLETED))
 
     def first_startable(self, now: datetime, quiet: QuietHours | None) -> Job | None:
         """The waiting job that a claim would take now."""
@@ -229,6 +224,12 @@ class QueueBase:
     def note_report(self, job_id: int, values: dict[str, object]) -> Job:
         """What a report that was made again says (see `check.py` only)."""
         return self._edit(self.get(job_id), **values)
+
+    def keep(self, job_id: int) -> Job:
+        """A person asks for it, so it is not there for a restore alone."""
+        with self._lock:
+            job = self.get(job_id)
+            return self._edit(job, after_restore=False) if job.meta.after_restore else job
 
     def _forget(self, job_id: int) -> None:
         self.index.drop(job_id)

@@ -33,13 +33,13 @@ class TrainerSpec(msgspec.Struct, frozen=True):
 
 class Train(_Message, frozen=True, tag="train"):
     """Train this job; its directory is in `processing/`. The trainer finds its own cursor.
-    `parents`: the jobs that it repeats, the latest first; it goes on where one of them was left."""
+    `others`: jobs of the same content that are not done; what they have begun stays theirs."""
 
     job_id: int
     name: str
     folder: str
     file_sha256: str
-    parents: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()
 
 
 class NothingWaits(_Message, frozen=True, tag="nothing_waits"):

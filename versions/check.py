@@ -50,7 +50,7 @@ def look(folder: Path) -> Look:
     except OSError as problem:
         if is_lack(problem):
             raise
-        return Look("corrupt", f"{folder.name} cannot be read: {problem.strerror}", None)
+        return Look("unreadable", f"{folder.name} cannot be read: {problem.strerror}", None)
 
 
 def looks_sound(folder: Path) -> bool:
@@ -63,7 +63,7 @@ def _look(folder: Path) -> Look:
     try:
         sealed = manifest.read(folder)
     except Unreadable as problem:
-        return Look("corrupt", problem.message, None)
+        return Look("unreadable", problem.message, None)
     except Corrupt as problem:
         present = (folder / manifest.MANIFEST_NAME).exists()
         return Look("corrupt" if present else "incomplete", problem.message, None)
@@ -82,7 +82,7 @@ def _look(folder: Path) -> Look:
             return Look("corrupt", f"{folder.name}: {text}", sealed)
         if not os.access(path, os.R_OK, effective_ids=True):
             text = f"{entry.name} cannot be read: {os.strerror(errno.EACCES)}"
-            return Look("corrupt", f"{folder.name}: {text}", sealed)
+            return Look("unreadable", f"{folder.name}: {text}", sealed)
     return Look("ok", "", sealed)
 
 

@@ -23,7 +23,9 @@ def check_target(workspace: Workspace, target: Path) -> None:
         raise Refused(f"{target} is not an absolute path", "say where, from / on")
     parent = target.parent.resolve()
     # Some of these may be links to other disks.
-    ours = (workspace.root, workspace.inbox, workspace.models, workspace.versions)
+    here = workspace
+    ours = [here.root, here.inbox, here.state, here.queue, here.models, here.current_model]
+    ours += [here.versions, here.emergency]
     if any(parent.is_relative_to(place.resolve()) for place in ours):
         raise Refused(
             f"{target} is inside the workspace, which would take it for its own",

@@ -24,7 +24,8 @@ VERSION_RECORD = "VERSION.json"
 ORIGIN_RECORD = "ORIGIN.json"
 FILES_LISTED = 1000  # a version lists this many trained files at most; the ledger has them all
 
-State = Literal["ok", "corrupt", "incomplete"]
+# "unreadable": not now, for want of rights or of a disk; it may be sound, so it is never let go of.
+State = Literal["ok", "corrupt", "incomplete", "unreadable"]
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 

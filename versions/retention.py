@@ -103,7 +103,7 @@ def _plan_checkpoints(checkpoints: Sequence[Checkpoint], newest: int) -> Plan:
     limit = sound[newest - 1].name if len(sound) >= newest else None
     go = []
     for checkpoint in sorted(checkpoints, key=lambda found: found.name):
-        if checkpoint.folder in keep:
+        if checkpoint.folder in keep or checkpoint.state == "unreadable":
             continue
         if checkpoint.state != "ok":
             if limit is not None and checkpoint.name < limit:
@@ -163,7 +163,7 @@ def _plan_versions(versions: Sequence[Version], policy: Retention) -> Plan:
     limit = numbers[-1] if len(numbers) == newest else None
     go = []
     for version in sorted(versions, key=lambda found: found.number):
-        if version.folder in keep:
+        if version.folder in keep or version.state == "unreadable":
             continue
         if version.state == "ok":
             go.append(Decision(version.folder, f"{newest} newer versions are kept"))
@@ -194,7 +194,7 @@ def _plan_emergencies(emergencies: Sequence[Emergency], newest: int) -> Plan:
     go = [
         Decision(entry.folder, f"{newest} newer emergency backups are kept")
         for entry in reversed(ordered)
-        if limit is not None and entry.number < limit
+        if limit is not None and entry.number < limit and entry.state != "unreadable"
     ]
     return Plan(tuple(go), keep)
 
@@ -228,7 +228,7 @@ def for_space(
     go += [
         Decision(checkpoint.folder, "not one of the two newest checkpoints")
         for checkpoint in oldest_first
-        if checkpoint.folder not in keep and len(sound) > 1
+        if checkpoint.folder not in keep and checkpoint.state != "unreadable" and len(sound) > 1
     ]
     backups = sorted((e for e in emergencies if e.state == "ok"), key=lambda entry: entry.number)
     go += [Decision(entry.folder, "not the last emergency backup") for entry in backups[:-1]]

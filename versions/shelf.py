@@ -65,7 +65,7 @@ def examine(layout: Layout, number: int, folder: Path) -> Version:
             state, problem = "corrupt", f"{folder.name}: its record is of another manifest"
     except Unreadable as damage:
         if state == "ok":
-            state, problem = "corrupt", damage.message
+            state, problem = "unreadable", damage.message
     except Corrupt as damage:
         if state == "ok":
             missing = not (folder / records.VERSION_RECORD).exists()

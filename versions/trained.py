@@ -5,6 +5,7 @@ Two ledgers share everything up to the point where their lineages parted, so the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def parted(
 @dataclass(frozen=True, slots=True)
 class Change:
     """What going from one ledger to another means for the files, each newest first. `lost`: no
-    longer learnt. `regained`: learnt again. A content that both ledgers list is neither, whichever
-    job brought it."""
+    longer learnt. `regained`: learnt again. A content that both ledgers list equally often is
+    neither, whichever jobs brought it."""
 
     lost: tuple[LedgerEntry, ...] = ()
     regained: tuple[LedgerEntry, ...] = ()
@@ -57,12 +58,19 @@ class Change:
 def change(ledger: Path, before: LedgerHead | None, after: LedgerHead | None) -> Change:
     """Raises Corrupt: a segment on the way is missing or damaged."""
     only_before, only_after = parted(ledger, before, after)
-    was = {entry.file_sha256 for entry in only_before}
-    will_be = {entry.file_sha256 for entry in only_after}
-    return Change(
-        tuple(entry for entry in only_before if entry.file_sha256 not in will_be),
-        tuple(entry for entry in only_after if entry.file_sha256 not in was),
-    )
+    return Change(_beyond(only_before, only_after), _beyond(only_after, only_before))
+
+
+def _beyond(entries: list[LedgerEntry], others: list[LedgerEntry]) -> tuple[LedgerEntry, ...]:
+    """What `others` do not have as often; of one content the newest."""
+    matched = Counter(entry.file_sha256 for entry in others)
+    found = []
+    for entry in reversed(entries):
+        if matched[entry.file_sha256]:
+            matched[entry.file_sha256] -= 1
+        else:
+            found.append(entry)
+    return tuple(reversed(found))
 
 
 def _step(ledger: Path, head: LedgerHead) -> tuple[LedgerSegment, LedgerHead | None]:

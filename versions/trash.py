@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from trainer_tui.safety import durable
-from trainer_tui.safety.errors import NotFound, Refused
+from trainer_tui.safety.errors import NotFound, Refused, is_lack
 from trainer_tui.versions.layout import Layout, committed_folders
 
 LOCAL_TRASH = ".trash"  # beside the things, used when a rename cannot reach state/
@@ -152,6 +152,10 @@ def _read_note(folder: Path) -> Note | None:
         return msgspec.json.decode(_note_path(folder).read_bytes(), type=Note)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
+    except OSError as problem:
+        if is_lack(problem):
+            raise
+        return None  # it stays there, unexplained, until its note can be read
 
 
 def bring_back(layout: Layout, name: str) -> Path:

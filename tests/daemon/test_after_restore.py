@@ -15,19 +15,22 @@ SETTINGS = "[versioning]\nafter_every_file = false\non_new_best = false\n"
 DIES_BEFORE_IT = """
 import os, signal
 from trainer_tui.daemon import after_restore
-after_restore.settle = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+after_restore.settle = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 """
-FULL_AT_THE_SECOND = """
-import errno
+SOON = "from trainer_tui.daemon import settling\nsettling.AGAIN_S = 0.2\n"
+FULL_TILL_THERE_IS_ROOM = """
+import errno, os
 from trainer_tui.daemon import again
-real, asked = again.train_again, []
-def full(queue, job_id, *rest, **more):
-    asked.append(job_id)
-    if len(asked) == 2:
-        raise OSError(errno.ENOSPC, "No space left on device")
-    return real(queue, job_id, *rest, **more)
-again.train_again = full
+from trainer_tui.queue.store import Queue
+def full_till(place, act):
+    def may_be_full(*given, **more):
+        if not os.path.exists(ROOM):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return act(*given, **more)
+    return may_be_full
 """
+NOT_QUEUED = "again.train_again = full_till(ROOM, again.train_again)\n"
+NOT_WITHDRAWN = "Queue.requeue = full_till(ROOM, Queue.requeue)\n"
 
 
 @pytest.fixture
@@ -183,18 +186,68 @@ def test_a_restore_that_was_refused_leaves_no_wish_behind(daemon: Harness) -> No
     assert daemon.job("b.jsonl")["state"] == "completed" and not waiting(daemon)
 
 
-def test_a_full_disk_keeps_one_file_out_only_until_the_next_commit(daemon: Harness) -> None:
-    daemon.prelude = FULL_AT_THE_SECOND
+def full_disk(daemon: Harness, what: str) -> Path:
+    """Until this file is there; then the queue is brought in line soon."""
+    room = daemon.workspace.root / "room"
+    daemon.prelude = f"ROOM = {str(room)!r}\n{SOON}{FULL_TILL_THERE_IS_ROOM}{what}"
+    return room
+
+
+def test_a_full_disk_keeps_files_out_of_the_queue_only_till_there_is_room(daemon: Harness) -> None:
+    room = full_disk(daemon, NOT_QUEUED)
     daemon.start()
     learn(daemon, "a")
     number = version(daemon)
-    learn(daemon, "b", "c", "d")
-    stand_still(daemon)
+    learn(daemon, "b", "c")
     answer = back(daemon, number)
-    assert [job["name"] for job in answer["requeued"]] == ["b.jsonl", "d.jsonl"]
-    [problem] = answer["not_requeued"]
-    assert "#3 is not queued yet" in problem and "No space left" in problem
-    daemon.post("/v1/training/resume")
-    wait_for(lambda: learnt(daemon) == ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"])
+    assert not answer["requeued"] and len(answer["not_requeued"]) == 2
+    assert "#2 is not queued yet" in answer["not_requeued"][0]
+    refused = daemon.call("POST", f"/v1/versions/{number}/restore", {})
+    assert refused.status == 409 and "#3 is not queued yet" in refused.json["detail"]
+    assert learnt(daemon) == ["a.jsonl"] and len(daemon.said("is not queued yet")) == 2
+    room.touch()
+    wait_for(lambda: learnt(daemon) == ["a.jsonl", "b.jsonl", "c.jsonl"])
     daemon.until_training("idle")
-    assert len(learnt(daemon)) == 4, "the others not once more"
+    assert len(learnt(daemon)) == 3, "each once"
+
+
+def test_what_could_not_leave_in_time_is_taken_from_the_trainers_hands(daemon: Harness) -> None:
+    room = full_disk(daemon, NOT_WITHDRAWN)
+    daemon.start()
+    learn(daemon, "a")
+    number = version(daemon)
+    learn(daemon, "b")
+    set_stub(daemon.workspace, steps=100_000)
+    back(daemon, number)
+    wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "b.jsonl")
+    assert "still waits" in undone(daemon, 1)["not_requeued"][0]
+    wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "b.jsonl")
+    room.touch()
+    wait_for(lambda: sorted(job["id"] for job in daemon.jobs()) == [1, 2])
+    daemon.until_training("idle")
+    assert learnt(daemon) == ["a.jsonl", "b.jsonl"]
+
+
+def test_one_that_was_set_aside_meanwhile_leaves_too(daemon: Harness) -> None:
+    daemon.start()
+    learn(daemon, "a")
+    number = version(daemon)
+    learn(daemon, "b")
+    set_stub(daemon.workspace, steps=100_000)
+    back(daemon, number)
+    wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "b.jsonl")
+    daemon.post("/v1/training/skip")
+    assert len(undone(daemon, 1)["withdrawn"]) == 1
+    assert sorted(job["id"] for job in daemon.jobs()) == [1, 2]
+
+
+def test_what_a_person_asked_for_as_well_stays(daemon: Harness) -> None:
+    daemon.start()
+    learn(daemon, "a")
+    number = version(daemon)
+    learn(daemon, "b")
+    stand_still(daemon)
+    [queued] = back(daemon, number)["requeued"]
+    assert daemon.post("/v1/jobs/2/again")["id"] == queued["id"], "it waits already"
+    assert not undone(daemon, 1)["withdrawn"]
+    assert waiting(daemon) == [(queued["id"], "b.jsonl")]

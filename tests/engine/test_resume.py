@@ -180,9 +180,7 @@ def test_a_file_that_is_queued_once_more_goes_on_where_the_state_that_came_back_
     assert newest is not None
     [cursor] = newest.manifest.cursors
     started = next(job for job in jobs if job.job_id == cursor.job_id)
-    again = msgspec.structs.replace(
-        started, job_id=started.job_id + 10, parents=(99, cursor.job_id)
-    )
+    again = msgspec.structs.replace(started, job_id=started.job_id + 10, others=(99,))
     driver.jobs[driver.jobs.index(started)] = again
     assert finish(driver) == oracle, "no row once more, none left out, the same options"
     newest = driver.newest()

@@ -86,6 +86,18 @@ def test_damaged_checkpoints_go_once_enough_newer_ones_verify():
     assert going(points, policy=Retention(checkpoints=2)) == ["checkpoint-100"]
 
 
+def test_what_cannot_be_read_now_is_neither_kept_nor_let_go():
+    """It may be sound: a folder of another user, a disk that comes back."""
+    points = [a_checkpoint(100, state="unreadable"), *map(a_checkpoint, (200, 300, 400))]
+    versions = [a_version(1, state="unreadable"), *map(a_version, (2, 3, 4))]
+    policy = Retention(checkpoints=1, versions=2, best_versions=0, daily_days=0)
+    assert going(points, policy=policy) == ["checkpoint-200", "checkpoint-300"]
+    assert going(versions=versions, policy=policy) == ["v2"]
+    decided = retention.for_space(points, versions)
+    gone = {str(decision.path) for decision in decided.go if decision.action == "trash"}
+    assert gone == {"checkpoint-200", "v2"}
+
+
 def test_a_thinner_commit_stands_in_for_its_first():
     points = [a_checkpoint(100), a_checkpoint(100, generation=1), a_checkpoint(200)]
     assert going(points) == ["checkpoint-100"]

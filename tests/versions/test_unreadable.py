@@ -47,7 +47,7 @@ def everything_else_goes_on(house, number: int) -> None:
     store = house.store
     found = {version.number: version for version in store.list()}
     assert {n: v.state for n, v in found.items() if n != number} == {4: "ok", 3: "ok", 2: "ok"}
-    assert found[number].state == "corrupt" and "cannot be read" in found[number].problem
+    assert found[number].state == "unreadable" and "cannot be read" in found[number].problem
     proof = store.verify(number)
     assert not proof.ok and "cannot be read" in proof.problem
     assert not list(store.layout.damaged.glob("*")), "it may be readable later: no mark is kept"
@@ -57,6 +57,7 @@ def everything_else_goes_on(house, number: int) -> None:
     store.create(house.newest().folder, "after")
     keeping.apply(house.workspace, POLICY)
     assert len(checkpoints.list_folders(house.workspace.current_model)) == 1
+    assert found[number].folder.is_dir(), "it may be sound: retention leaves it"
     assert store.as_dict()["latest"] == 5 and store.show(4)["state"] == "ok"
 
 
@@ -87,6 +88,17 @@ def test_unreadable_branches_origins_and_marks_stop_nothing(house, make):
     assert [version.state for version in house.store.list()] == ["ok"] * 4
     assert house.store.emergencies()[0].origin is None
     assert house.store.restore(3).number == 3
+
+
+@pytest.mark.parametrize("make", WAYS)
+def test_an_unreadable_note_in_the_trash_stops_nothing(house, make):
+    furnish(house)
+    thrown = [house.store.delete(number, keep_days=7) for number in (1, 2)]
+    make(thrown[0].folder.with_name(f"{thrown[0].folder.name}.note.json"))
+    assert [entry.note.name for entry in house.store.trashed()] == [thrown[1].note.name]
+    assert house.store.undelete(2).state == "ok" and house.store.restore(3).number == 3
+    keeping.apply(house.workspace, POLICY)
+    assert thrown[0].folder.is_dir(), "nobody knows how long it is to be kept"
 
 
 @pytest.mark.parametrize("make", WAYS)
