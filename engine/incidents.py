@@ -26,6 +26,9 @@ SPIKE_FACTOR = 3.0  # a loss or norm this many times its running mean
 SPIKE_STEPS = 5  # that many in a row are a divergence, one is a hard batch
 EMA_STEPS = 50
 WARMED_UP_STEPS = 20  # no verdict before the running means mean something
+FILE_LEVEL_STEPS = 5  # so many first steps of a file say what is usual in it
+CALM_STEPS = 500  # so many without a spike, and the ladder begins at its foot again
+LOWEST_FACTOR = 1 / 64  # what halving never goes below; further down nothing would be learnt
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,16 @@ class Watch:
     loss_mean: float = 0.0
     norm_mean: float = 0.0
     spikes: int = 0
+    calm_steps: int = 0  # since the last spike
     nan_steps: int = 0  # in a row
     best_fixed: float = math.inf
+    told_fixed: float = 0.0  # the loss that was told as forgetting; 0: none
     fixed_set: str = ""
     rungs: dict[str, int] = field(default_factory=dict)  # how far up each kind's ladder we are
     job_id: int = 0
+    job_steps: int = 0
+    job_loss_level: float = 0.0  # of the file's first steps
+    job_norm_level: float = 0.0
     job_best_holdout: float = math.inf
     job_stale_evals: int = 0
     job_last_holdout: float = math.inf
@@ -80,6 +88,10 @@ class Watch:
             self,
             job_id=job_id,
             rungs=rungs,
+            spikes=0,
+            job_steps=0,
+            job_loss_level=0.0,
+            job_norm_level=0.0,
             job_best_holdout=fresh.job_best_holdout,
             job_stale_evals=0,
             job_last_holdout=fresh.job_last_holdout,
@@ -96,18 +108,20 @@ def after_step(
         count = watch.nan_steps + 1
         text = f"a NaN or an infinity in the gradients: update skipped ({count} in a row)"
         return replace(watch, nan_steps=count), Incident("nan", text, {"in_a_row": count})
-    watch = replace(watch, nan_steps=0, steps=watch.steps + 1)
-    warmed_up = watch.steps > WARMED_UP_STEPS
-    loss_spike = warmed_up and loss > SPIKE_FACTOR * watch.loss_mean
-    norm_spike = warmed_up and grad_norm > SPIKE_FACTOR * watch.norm_mean
+    watch = _levelled(replace(watch, nan_steps=0, steps=watch.steps + 1), loss, grad_norm)
+    warmed_up = watch.steps > WARMED_UP_STEPS and watch.job_steps > FILE_LEVEL_STEPS
+    # Another file may be three times as hard without anything going wrong.
+    loss_spike = warmed_up and loss > SPIKE_FACTOR * max(watch.loss_mean, watch.job_loss_level)
+    norm_spike = warmed_up and grad_norm > SPIKE_FACTOR * max(watch.norm_mean, watch.job_norm_level)
     if not (loss_spike or norm_spike):
         weight = 1.0 / min(watch.steps, EMA_STEPS)
         return replace(
-            watch,
+            _calmer(watch),
             spikes=0,
             loss_mean=watch.loss_mean + weight * (loss - watch.loss_mean),
             norm_mean=watch.norm_mean + weight * (grad_norm - watch.norm_mean),
         ), None
+    watch = replace(watch, calm_steps=0)
     if watch.spikes + 1 < SPIKE_STEPS:
         return replace(watch, spikes=watch.spikes + 1), None
     what, value, mean = (
@@ -118,6 +132,27 @@ def after_step(
     # The level it has now is the new normal, so that one divergence is one incident.
     settled = replace(watch, spikes=0, steps=0, loss_mean=0.0, norm_mean=0.0)
     return settled, Incident("divergence", text, figures)
+
+
+def _levelled(watch: Watch, loss: float, grad_norm: float) -> Watch:
+    """The mean over the file's first steps."""
+    at = watch.job_steps + 1
+    if at > FILE_LEVEL_STEPS:
+        return replace(watch, job_steps=at)
+    return replace(
+        watch,
+        job_steps=at,
+        job_loss_level=watch.job_loss_level + (loss - watch.job_loss_level) / at,
+        job_norm_level=watch.job_norm_level + (grad_norm - watch.job_norm_level) / at,
+    )
+
+
+def _calmer(watch: Watch) -> Watch:
+    calm = watch.calm_steps + 1
+    if calm < CALM_STEPS or "divergence" not in watch.rungs:
+        return replace(watch, calm_steps=calm)
+    rungs = {kind: rung for kind, rung in watch.rungs.items() if kind != "divergence"}
+    return replace(watch, calm_steps=calm, rungs=rungs)
 
 
 def after_evaluation(watch: Watch, result: Result) -> tuple[Watch, Incident | None]:
@@ -165,10 +200,13 @@ def _holdout(watch: Watch, result: Result) -> tuple[Watch, Incident | None]:
 
 def _fixed(watch: Watch, result: Result) -> tuple[Watch, Incident | None]:
     if watch.fixed_set != result.set_id:  # another set: nothing to compare with yet
-        return replace(watch, fixed_set=result.set_id, best_fixed=result.loss), None
+        return replace(watch, fixed_set=result.set_id, best_fixed=result.loss, told_fixed=0.0), None
     if result.loss <= watch.best_fixed:
-        return replace(watch, best_fixed=result.loss), None
-    limit = watch.best_fixed * (1 + FORGETTING_SHARE)
+        return replace(watch, best_fixed=result.loss, told_fixed=0.0), None
+    if result.loss <= watch.best_fixed * (1 + FORGETTING_SHARE):
+        return replace(watch, told_fixed=0.0), None
+    # What was told is told again only when it got worse by as much once more.
+    limit = max(watch.best_fixed, watch.told_fixed) * (1 + FORGETTING_SHARE)
     holdout_falls = watch.job_last_holdout <= watch.job_best_holdout < math.inf
     if result.loss <= limit or not holdout_falls:
         return watch, None
@@ -176,7 +214,8 @@ def _fixed(watch: Watch, result: Result) -> tuple[Watch, Incident | None]:
         f"forgetting: the validation set rose to {result.loss:.4f} (best {watch.best_fixed:.4f}) "
         "while the file's own holdout falls"
     )
-    return watch, Incident("forgetting", text, {"fixed": result.loss, "best": watch.best_fixed})
+    figures = {"fixed": result.loss, "best": watch.best_fixed}
+    return replace(watch, told_fixed=result.loss), Incident("forgetting", text, figures)
 
 
 def climb(watch: Watch, kind: Kind, ladder: Ladder) -> tuple[Watch, Rung]:

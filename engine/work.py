@@ -285,7 +285,7 @@ class Work:
             case "notify":
                 pass
             case "halve_lr":
-                factor = session.progress.lr_factor / 2
+                factor = max(incidents.LOWEST_FACTOR, session.progress.lr_factor / 2)
                 session.progress = dataclasses.replace(session.progress, lr_factor=factor)
             case "stop_file" | "rollback":  # the daemon rolls back once the file is set aside
                 raise StopFile(incident, rollback=rung == "rollback")

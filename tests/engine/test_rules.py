@@ -141,6 +141,51 @@ def test_forgetting_is_a_rise_of_the_fixed_set_while_the_holdout_falls() -> None
     assert found is not None and found.kind == "forgetting"
 
 
+def test_a_file_that_is_three_times_as_hard_is_no_divergence() -> None:
+    watch, found = Watch(), []
+    for job in range(1, 13):
+        watch = watch.of_job(job)
+        level = 0.3 if job % 2 else 1.4
+        for _ in range(60):
+            watch, incident = incidents.after_step(watch, level, level, False)
+            found += [incident] if incident else []
+    assert not found
+    for _ in range(incidents.SPIKE_STEPS):  # in the middle of a file it is one
+        watch, incident = incidents.after_step(watch, 4.5, 1.4, False)
+    assert incident is not None and incident.kind == "divergence"
+
+
+def test_a_divergence_right_after_a_files_first_steps_is_seen() -> None:
+    watch = steady().of_job(7)
+    for _ in range(incidents.FILE_LEVEL_STEPS):
+        watch, incident = incidents.after_step(watch, 1.0, 1.0, False)
+        assert incident is None
+    for _ in range(incidents.SPIKE_STEPS):
+        watch, incident = incidents.after_step(watch, 9.0, 1.0, False)
+    assert incident is not None
+
+
+def test_after_calm_the_ladder_of_divergence_begins_at_its_foot() -> None:
+    ladder = Ladder(divergence=("notify", "halve_lr"))
+    watch, _ = incidents.climb(steady(), "divergence", ladder)
+    for _ in range(incidents.CALM_STEPS):
+        watch, _ = incidents.after_step(watch, 1.0, 1.0, False)
+    assert incidents.climb(watch, "divergence", ladder)[1] == "notify"
+    watch, _ = incidents.climb(steady(), "divergence", ladder)
+    for step in range(incidents.CALM_STEPS):
+        watch, _ = incidents.after_step(watch, 9.0 if step == 9 else 1.0, 1.0, False)
+    assert incidents.climb(watch, "divergence", ladder)[1] == "halve_lr", "not calm all the time"
+
+
+def test_forgetting_is_told_once_and_again_when_it_got_worse() -> None:
+    watch = replace(Watch(), job_last_holdout=1.0, job_best_holdout=1.0)
+    told = []
+    for loss in (1.0, 1.05, 1.05, 1.06, 1.07, 1.08, 1.01, 1.05):
+        watch, incident = incidents.after_evaluation(watch, result("fixed", loss))
+        told += [loss] if incident else []
+    assert told == [1.05, 1.08, 1.05], "and after a recovery"
+
+
 def test_the_ladder_is_climbed_one_rung_at_a_time_and_the_last_one_stays() -> None:
     ladder = Ladder(divergence=("notify", "halve_lr"))
     watch, rungs = Watch(), []
