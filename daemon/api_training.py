@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trainer_tui.daemon import commands, undo
 from trainer_tui.daemon.house import House
@@ -30,6 +30,12 @@ class PauseBody(Body):
 
 class StopBody(Body):
     now: bool = False
+
+
+class RateBody(Body):
+    """`factor`: 1 is `learning_rate` as it is set; each halving by a ladder halves it."""
+
+    factor: float = Field(ge=1 / 64, le=4)
 
 
 class SkipBody(Body):
@@ -100,6 +106,15 @@ def router(house: House) -> APIRouter:
         check_revision(request, wish.revision, house)
         job_id = await commands.skip(training, house.desk, wish.job)
         return json_response({"status": house.status(), "job": await house.desk.view(job_id)})
+
+    @routes.post("/training/rate", summary="Multiply the learning rate from now on")
+    async def rate(request: Request, body: RateBody) -> Response:
+        check_revision(request, body.revision, house)
+        before = training.figures.lr_factor
+        await commands.set_rate_factor(training, body.factor)
+        words = f"the learning rate is multiplied by {body.factor:g} (asked by {who(request)})"
+        house.teller.say("info", "training", f"{words}; it was by {before:g}")
+        return done()
 
     @routes.post("/training/checkpoint", summary="Commit every step done by now")
     async def checkpoint(request: Request, body: Body | None = None) -> Response:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from trainer_tui.daemon import keeper
 from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.training import Training
+from trainer_tui.safety import messages
 from trainer_tui.safety.errors import NotFound, Refused
 
 EFFECT_TIMEOUT_S = 900.0
@@ -119,3 +120,23 @@ async def skip(training: Training, desk: Desk, job_id: int | None) -> int:
 async def checkpoint(training: Training) -> None:
     """Every step done by now is in a committed checkpoint. Raises Refused."""
     await keeper.save_now(training, EFFECT_TIMEOUT_S)
+
+
+async def set_rate_factor(training: Training, factor: float) -> None:
+    """The learning rate is multiplied by this from the next step on; a checkpoint holds it.
+
+    Raises:
+        Refused: no trainer runs that could take it, or it ended before it had saved.
+    """
+    trainer = training.trainer
+    if trainer is None or not training.present.ready:
+        raise Refused("no trainer runs that could take another rate", "trainer-tui resume")
+    answered = training.saves_answered
+    training.send(messages.Reconfigure({"lr_factor": factor}))
+    training.send(messages.SaveNow())
+    await training.until(
+        lambda: training.saves_answered > answered or training.trainer is not trainer,
+        EFFECT_TIMEOUT_S,
+    )
+    if training.saves_answered == answered:
+        raise Refused("the trainer ended before it had saved the rate", "trainer-tui status")

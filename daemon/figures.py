@@ -39,6 +39,7 @@ class Figures:
     val_set: str = ""
     seen_evaluations: int = 0
     learning_rate: float | None = None
+    lr_factor: float = 1.0  # what a ladder or a person multiplies it with
     grad_norm: float | None = None
     tokens_per_s: float | None = None
     supervised_tokens_per_s: float | None = None

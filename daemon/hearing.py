@@ -204,6 +204,7 @@ class Hearing(TrainingState):
         if found is None:
             return
         self.figures.tokens_seen = found.manifest.tokens
+        self.figures.lr_factor = found.manifest.lr_factor
         self.figures.supervised_tokens_seen = found.manifest.supervised_tokens
         if self.figures.saved_step is None:
             self.figures.saved_step = self.figures.global_step = found.manifest.global_step

@@ -104,6 +104,7 @@ def _training(sources: Sources, beat: Beat | None) -> dict[str, Any]:
         "val_loss": figures.val_loss,
         "best_val_loss": figures.best_val_loss,
         "learning_rate": figures.learning_rate,
+        "lr_factor": figures.lr_factor,
         "grad_norm": figures.grad_norm,
         "tokens_per_s": figures.tokens_per_s,
         "supervised_tokens_per_s": figures.supervised_tokens_per_s,

@@ -312,7 +312,8 @@ class Loop:
         if evaluate_whole:
             self._measure_whole()
         had = self._saver.anything_unsaved
-        self._saver.now("asked", again=session.progress.measured != measured)
+        again = session.progress.measured != measured or self._saver.rate_changed
+        self._saver.now("asked", again=again)
         if not had and session.saved_step == before:
             step, folder = session.saved_step, session.progress.parent
             session.control.say(Committed(step, folder, 0, 0.0, "unchanged"))

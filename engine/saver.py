@@ -51,6 +51,11 @@ class Saver:
         state = session.last_good.progress if session.last_good else session.progress
         return state.global_step > session.saved_step or bool(state.completed)
 
+    @property
+    def rate_changed(self) -> bool:
+        """A person or the ladder multiplied the learning rate, and no checkpoint holds it."""
+        return self._session.progress.lr_factor != self._captured.lr_factor
+
     def if_due(self, *, at_file_end: bool = False) -> None:
         """Begin a commit when the policy says so; never waits for the disk."""
         reason = self.due(at_file_end=at_file_end)

@@ -139,6 +139,9 @@ class Session:
         if "lr_factor" in values:
             factor = float(values.pop("lr_factor"))
             self.progress = dataclasses.replace(self.progress, lr_factor=factor)
+            if self.last_good is not None:  # what is committed next, when figures come late
+                good = dataclasses.replace(self.last_good.progress, lr_factor=factor)
+                self.last_good = dataclasses.replace(self.last_good, progress=good)
         if "cool_down_steps" in values:
             steps = int(values.pop("cool_down_steps"))
             cool_down = CoolDown(self.progress.global_step, steps) if steps > 0 else None

@@ -277,6 +277,7 @@ class Work:
             "warning",
             "incident",
             f"{incident.text}; {RUNG_TEXTS[rung]}",
+            hint="trainer-tui rate shows the factor and sets it" if rung == "halve_lr" else "",
             kind=incident.kind,
             rung=rung,
             **incident.figures,

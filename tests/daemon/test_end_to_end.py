@@ -53,10 +53,14 @@ def test_files_are_learnt_once_although_the_trainer_is_killed(tmp_path):
         assert "SIGKILL" in incident["text"]
         versions = wait_for(lambda: daemon.get("/v1/versions")["versions"], PATIENCE_S)
         assert versions[0]["automatic"] and versions[0]["validation"], "made by itself, measured"
+        answer = daemon.post("/v1/training/rate", {"factor": 0.5}, timeout_s=60)
+        assert answer["status"]["training"]["lr_factor"] == 0.5
+        assert daemon.call("POST", "/v1/training/rate", {"factor": 9}).status == 422
         assert daemon.stop() == 0
     finally:
         daemon.close()
     newest = checkpoints.newest_verified(workspace.current_model)
+    assert newest.manifest.lr_factor == 0.5
     entries = list(manifest.ledger_entries(workspace.ledger, newest.manifest.ledger))
     assert sorted(entry.name for entry in entries) == ["a.jsonl", "b.jsonl"]
     steps = sum(entry.steps for entry in entries)

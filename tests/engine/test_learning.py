@@ -13,12 +13,15 @@ from engine_driver import Driver, toy_rows
 from trainer_tui.data import toy_chats
 from trainer_tui.data.validation import ValidationSet
 from trainer_tui.safety.messages import (
+    Committed,
     Evaluated,
     Failed,
     JobRefused,
     JobStarted,
     Ready,
+    Reconfigure,
     Said,
+    SaveNow,
     StepDone,
 )
 
@@ -218,3 +221,25 @@ def test_a_behaviour_profile_trains_and_reports_its_figures(
     ends = [m.extra["p_end_after_stop"] for m in driver.steps() if "p_end_after_stop" in m.extra]
     assert ends[-1] > ends[0]
     assert 0 <= figures[-1] < 1
+
+
+def test_a_rate_that_a_person_sets_holds_from_the_next_step_and_is_committed(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver(warmup_steps=1)
+    driver.add_job(toy_rows(20, 1))
+    driver.start()
+    driver.wait_for(Committed)
+    driver.wait_all_done()
+    before = driver.newest()
+    assert before is not None and before.manifest.lr_factor == 1.0
+    driver.send(Reconfigure({"lr_factor": 0.25}))
+    driver.send(SaveNow())
+    driver.wait_for(Committed, lambda message: message.reason == "asked")
+    newest = driver.newest()
+    assert newest is not None and newest.manifest.global_step == before.manifest.global_step
+    assert newest.manifest.lr_factor == 0.25, "although no step was unsaved"
+    driver.stop()
+    driver.add_job(toy_rows(20, 2))
+    driver.run_until_done()
+    assert {step.learning_rate for step in driver.steps()} == {3e-3 * 0.25}

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
         resume,
         stop,
         skip,
+        rate,
         checkpoint,
         add,
         undo,
@@ -65,7 +66,7 @@ def describe(document: dict[str, Any]) -> str:
     lines.append(
         f"  loss {columns.figure(training.get('loss'))}"
         f"  val {columns.figure(training.get('val_loss'))}"
-        f"  lr {training.get('learning_rate') or 0:.2g}"
+        f"  lr {training.get('learning_rate') or 0:.2g}{_factor(training)}"
         f"  {columns.count(training.get('tokens_per_s'))} tok/s"
     )
     lines.append(
@@ -90,6 +91,11 @@ def _machine_line(machine: dict[str, Any]) -> str:
     parts.append(f"RAM {columns.size(used)}/{columns.size(total)}")
     parts.append(f"disk {columns.size(machine.get('disk_free_bytes'))} free")
     return "  " + "  ".join(parts)
+
+
+def _factor(training: dict[str, Any]) -> str:
+    factor = training.get("lr_factor") or 1.0
+    return "" if factor == 1.0 else f" (x {factor:g})"
 
 
 def _steer(verb: str, body: dict[str, Any] | None = None) -> None:
@@ -157,6 +163,23 @@ def skip(
 ) -> None:
     """Set the current file aside; what it taught stays, `queue retry` goes on from there."""
     _steer("skip", {"job": job} if job is not None else {})
+
+
+def rate(
+    factor: Annotated[
+        float | None,
+        typer.Argument(help="What to multiply learning_rate with, 0.02 to 4; 1: as it is set."),
+    ] = None,
+) -> None:
+    """Show or set what the learning rate is multiplied with; `halve_lr` of a ladder halves it."""
+    if factor is not None:
+        _steer("rate", {"factor": factor})
+    training = context.client.get("/v1/status")["training"]
+    now = training.get("learning_rate")
+    print(
+        f"learning_rate x {training.get('lr_factor', 1):g}"
+        + (f"; {now:.2g} in the last step" if now else "")
+    )
 
 
 def checkpoint() -> None:
