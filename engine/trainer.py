@@ -313,7 +313,7 @@ class _Remembered:
     def _read(self) -> dict[str, int]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, int])
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError):
             return {}
 
     def limit(self, wanted: int) -> int:
@@ -321,7 +321,10 @@ class _Remembered:
 
     def note(self) -> None:
         sizes = self._read() | {self._key(): self._session.stepper.micro_batch_tokens}
-        durable.replace_view(self._path, msgspec.json.encode(sizes))
+        try:
+            durable.replace_view(self._path, msgspec.json.encode(sizes))
+        except OSError as problem:  # a full disk is no reason to end training
+            log.warning("the micro-batch that fits is not remembered: %s", problem)
 
 
 def _quiet_transformers() -> None:

@@ -234,3 +234,29 @@ def test_tensorboard_reads_what_its_sink_wrote(tmp_path: Path) -> None:
         (2, 2.0),
         (3, pytest.approx(4 / 3)),
     ]
+
+
+def test_a_hint_that_cannot_be_written_or_read_ends_nothing(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    import torch
+
+    from trainer_tui.engine.trainer import _Remembered
+    from trainer_tui.safety.workspace import Workspace
+
+    workspace = Workspace(tmp_path)
+    workspace.prepare()
+    model = SimpleNamespace(parameters=lambda: [])
+    session: Any = SimpleNamespace(
+        device=torch.device("cpu"),
+        loaded=SimpleNamespace(model=model, precision=SimpleNamespace(name="fp32")),
+        stepper=SimpleNamespace(micro_batch_tokens=512),
+    )
+    remembered = _Remembered(workspace, session)
+    remembered.note()
+    assert remembered.limit(4096) == 512
+    (workspace.cache / "micro_batch.json").unlink()
+    (workspace.cache / "micro_batch.json").mkdir()
+    remembered.note()
+    assert remembered.limit(4096) == 4096
