@@ -7,6 +7,7 @@ a restore took out of the model. The old job stays as history.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 
 import msgspec
 
@@ -23,6 +24,7 @@ from trainer_tui.queue.job import (
 from trainer_tui.queue.store import Queue
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import Refused
+from trainer_tui.safety.manifest import LedgerEntry
 
 
 def train_again(queue: Queue, job_id: int, added_by: str, *, after_restore: bool = False) -> Job:
@@ -68,12 +70,15 @@ def train_again(queue: Queue, job_id: int, added_by: str, *, after_restore: bool
         raise
 
 
-def lost(queue: Queue, committed_at: str) -> list[Job]:
-    """Completed jobs that ended after the checkpoint in use was made, oldest first: it cannot
-    hold them. Empty unless newer checkpoints were damaged."""
-    found = [
-        job
-        for job in queue.jobs()
-        if job.folder == COMPLETED and (job.meta.finished_at or "") > committed_at
-    ]
-    return sorted(found, key=lambda job: (job.meta.finished_at or "", job.id))
+def lost(queue: Queue, entries: Iterable[LedgerEntry]) -> tuple[list[Job], list[str]]:
+    """The completed jobs of `entries`, in their order; and the names of those whose job is gone,
+    so that nothing is left to train. One that waits or is trained already is neither."""
+    jobs = {job.id: job for job in queue.jobs()}
+    found, gone = [], []
+    for entry in entries:
+        job = jobs.get(entry.job_id)
+        if job is None:
+            gone.append(f"#{entry.job_id} {entry.name}")
+        elif job.folder == COMPLETED:
+            found.append(job)
+    return found, gone

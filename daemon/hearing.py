@@ -10,11 +10,12 @@ from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
-from trainer_tui.daemon import again
+from trainer_tui.daemon import again, ledger_note
+from trainer_tui.daemon.completed import Committed
 from trainer_tui.daemon.figures import SERIES_OF
 from trainer_tui.daemon.training_state import Means, TrainingState
 from trainer_tui.safety import clock, crash, manifest, messages
-from trainer_tui.safety.errors import Corrupt
+from trainer_tui.safety.errors import Corrupt, Unreadable
 from trainer_tui.safety.manifest import LedgerEntry, Manifest
 
 STEP_EVENT_EVERY_S = 0.05
@@ -115,18 +116,36 @@ class Hearing(TrainingState):
 
     async def _train_lost_again(self, checkpoint: str) -> None:
         """Files whose only checkpoints are damaged: the one in use has not learnt them."""
+        desk, workspace = self._means.desk, self._means.workspace
         if not checkpoint:
+            await desk.aside(lambda: ledger_note.forget(workspace))
             return
-        desk, folder = self._means.desk, self._means.workspace.current_model / checkpoint
         try:
-            in_use = await desk.aside(lambda: manifest.read(folder))
+            in_use = await desk.aside(lambda: manifest.read(workspace.current_model / checkpoint))
         except Corrupt as problem:
             self._means.teller.say("error", "checkpoint", problem.message)
             return
-        for job in await desk.ask(lambda queue: again.lost(queue, in_use.created_at)):
+        try:
+            entries = await desk.aside(lambda: ledger_note.lost(workspace, in_use))
+        except Corrupt as problem:
+            text = f"whether files were lost with a damaged checkpoint is not known: {problem}"
+            self._means.teller.say("error", "checkpoint", text, hint=problem.hint)
+            if isinstance(problem, Unreadable):
+                return  # this may pass: the next start looks again
+            entries = ()
+        await self._queue_again(entries)
+        await desk.aside(lambda: ledger_note.settle(workspace, in_use))
+
+    async def _queue_again(self, entries: tuple[LedgerEntry, ...]) -> None:
+        desk, say = self._means.desk, self._means.teller.say
+        jobs, gone = await desk.ask(partial(again.lost, entries=entries)) if entries else ([], [])
+        for job in jobs:
             new = await desk.ask(partial(again.train_again, job_id=job.id, added_by="daemon"))
             text = f"#{job.id} {job.name} was lost with a damaged checkpoint: again as #{new.id}"
-            self._means.teller.say("warning", "job", text, job=new.id)
+            say("warning", "job", text, job=new.id)
+        for name in gone:
+            text = f"{name} was lost with a damaged checkpoint, and its job is no longer kept"
+            say("warning", "job", text, hint="to train it again, add the file again")
 
     def _step(self, message: messages.StepDone) -> None:
         self._means.history.add_points(self.figures.step(message))
@@ -197,7 +216,7 @@ class Hearing(TrainingState):
         """Move what the newest manifest lists as completed out of `processing/`."""
         wanted = {job.id for job in self._means.desk.processing}
         try:
-            found = await self._means.desk.aside(lambda: self._ledger.look(wanted, quick=quick))
+            found = await self._means.desk.aside(lambda: self._look(wanted, quick=quick))
         except Corrupt as problem:
             self._means.teller.say("error", "checkpoint", problem.message, hint=problem.hint)
             return
@@ -223,6 +242,12 @@ class Hearing(TrainingState):
             self._say_if_queue_is_done()
         for listener in self.after_commit:
             listener(found, done)
+
+    def _look(self, wanted: set[int], *, quick: bool) -> Committed | None:
+        found = self._ledger.look(wanted, quick=quick)
+        if found is not None:
+            ledger_note.advance(self._means.workspace, found.manifest)
+        return found
 
     def _say_if_queue_is_done(self) -> None:
         """Nothing is left that may start: worth a word after some work, not after every file that
