@@ -68,10 +68,10 @@ def router(house: House) -> APIRouter:
         check_revision(request, wish.revision, house)
         before = training.intent
         await commands.pause(training, who(request), release=wish.release)
-        if before.training == "run":
-            await house.undo.record(
-                who(request), "pause", undo.SetIntent("run"), undo.SetIntent("pause")
-            )
+        if before.training in ("run", "stopped"):
+            back = undo.SetIntent(before.training, "pause")
+            again = undo.SetIntent("pause", before.training)
+            await house.undo.record(who(request), "pause", back, again)
         return done()
 
     @routes.post("/training/resume", summary="Train again")
@@ -80,9 +80,8 @@ def router(house: House) -> APIRouter:
         before = training.intent
         await commands.resume(training, who(request))
         if before.training == "pause":
-            await house.undo.record(
-                who(request), "resume", undo.SetIntent("pause"), undo.SetIntent("run")
-            )
+            back, again = undo.SetIntent("pause", "run"), undo.SetIntent("run", "pause")
+            await house.undo.record(who(request), "resume", back, again)
         return done()
 
     @routes.post("/training/stop", summary="Stop after this file, or now with a checkpoint")

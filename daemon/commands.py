@@ -7,6 +7,8 @@ from __future__ import annotations
 from trainer_tui.daemon import keeper
 from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.training import Training
+from trainer_tui.daemon.training_state import WISHES
+from trainer_tui.daemon.undo import SetIntent
 from trainer_tui.safety import messages
 from trainer_tui.safety.errors import NotFound, Refused
 
@@ -40,6 +42,17 @@ async def resume(training: Training, by: str) -> None:
         ),
         EFFECT_TIMEOUT_S,
     )
+
+
+async def set_back(training: Training, act: SetIntent, by: str) -> None:
+    """Undo or redo a pause or resume, when nobody has asked for anything else since. Raises
+    Refused."""
+    now = training.intent
+    if now.training != act.expects:
+        who = f" (asked by {now.by})" if now.by else ""
+        text = f"something else was asked of training since: {WISHES[now.training]}{who}"
+        raise Refused(text, "to change that: trainer-tui resume, pause or stop")
+    await training.set_intent(act.training, by)
 
 
 async def stop(training: Training, by: str, *, now: bool) -> None:

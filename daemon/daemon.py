@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
-from trainer_tui.daemon import api, api_jobs, disk_watch, eta, predecessor, status, undo
+from trainer_tui.daemon import api, api_jobs, commands, disk_watch, eta, predecessor, status, undo
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.checks import Checks
 from trainer_tui.daemon.desk import Desk
@@ -310,10 +310,8 @@ class Daemon:
 
     async def _apply(self, act: Act, by: str) -> None:
         match act:
-            case undo.SetIntent(training="run"):
-                await self._training.set_intent("run", by)
             case undo.SetIntent():
-                await self._training.set_intent("pause", by)
+                await commands.set_back(self._training, act, by)
             case _:
                 await self._desk.ask(api_jobs.undo_act(act), act.job_id)
 

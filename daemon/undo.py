@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,7 +24,15 @@ class _Act(msgspec.Struct, frozen=True, tag_field="act"):
 
 
 class SetIntent(_Act, frozen=True, tag="intent"):
-    training: str
+    """`instead_of`: what the act left, so what must still be wished; empty in older logs, whose
+    acts went between `run` and `pause` only."""
+
+    training: Literal["run", "pause", "stopped"]
+    instead_of: str = ""
+
+    @property
+    def expects(self) -> str:
+        return self.instead_of or ("pause" if self.training == "run" else "run")
 
 
 class PlaceJob(_Act, frozen=True, tag="place"):

@@ -18,9 +18,10 @@ SETTINGS = "[versioning]\non_new_best = false\nafter_every_file = false\n"
 A_MONTH_AHEAD = """
 from datetime import UTC, datetime, timedelta
 from trainer_tui.safety import clock
-clock.now_iso = lambda: (
-    (datetime.now(UTC) + timedelta(days=30)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-)
+def now_iso() -> str:
+    late = datetime.now(UTC) + timedelta(days=30)
+    return late.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+clock.now_iso = now_iso
 """
 LOST = "was lost with a damaged checkpoint"
 
