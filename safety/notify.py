@@ -12,10 +12,10 @@ import logging
 import queue
 import subprocess
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from http.client import HTTPException, InvalidURL
 from urllib.parse import urlsplit
 
 from trainer_tui.safety import clock
@@ -26,6 +26,7 @@ log = logging.getLogger("notify")
 WAITING = 64
 COMMAND_TIMEOUT_S = 30.0
 WEBHOOK_TIMEOUT_S = 10.0
+ANSWER_SHOWN = 200  # characters of an odd answer
 LEVELS_AT_ONCE = frozenset({"error"})
 
 
@@ -83,11 +84,18 @@ class Notifier:
 
     def _run(self) -> None:
         while (notice := self._waiting.get()) is not None:
-            settings = self._settings()
-            if settings.command:
-                _run_command(settings.command, notice)
-            if settings.webhook:
-                _post(settings.webhook, notice)
+            try:
+                self._send(notice)
+            except Exception as problem:  # noqa: BLE001 - the thread's edge: the next one may pass
+                # Not its words: they may hold the webhook's address, which is a secret.
+                log.error("a notification was not sent: %s", type(problem).__name__)
+
+    def _send(self, notice: Notice) -> None:
+        settings = self._settings()
+        if settings.command:
+            _run_command(settings.command, notice)
+        if settings.webhook:
+            _post(settings.webhook, notice)
 
 
 def _run_command(command: tuple[str, ...], notice: Notice) -> None:
@@ -96,7 +104,7 @@ def _run_command(command: tuple[str, ...], notice: Notice) -> None:
         done = subprocess.run(
             command, input=document, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as problem:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as problem:  # ValueError: a NUL in it
         log.warning("notify.command: %s", problem)
         return
     if done.returncode:
@@ -126,12 +134,16 @@ def request_for(url: str, notice: Notice) -> urllib.request.Request:
 
 def _post(url: str, notice: Notice) -> None:
     # A webhook's address is a secret (its path holds the token): only the host is logged.
-    host = urlsplit(url).hostname
-    if urlsplit(url).scheme not in ("http", "https"):
-        log.warning("notify.webhook must begin with http:// or https://")
-        return
+    host = ""
     try:
+        host = urlsplit(url).hostname or ""
+        if urlsplit(url).scheme not in ("http", "https"):
+            log.warning("notify.webhook must begin with http:// or https://")
+            return
         with urllib.request.urlopen(request_for(url, notice), timeout=WEBHOOK_TIMEOUT_S):
             pass
-    except (OSError, urllib.error.URLError, ValueError) as problem:
-        log.warning("notify.webhook %s: %s", host, problem)
+    except (InvalidURL, ValueError):
+        log.warning("notify.webhook %s: the address is malformed, such as by a space in it", host)
+    except (OSError, HTTPException) as problem:
+        words = str(problem) or type(problem).__name__
+        log.warning("notify.webhook %s: %s", host, printable(words, ANSWER_SHOWN))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from daemon_harness import wait_for
 
+from trainer_tui.safety import notify
 from trainer_tui.safety.config import Notify
 from trainer_tui.safety.notify import Notice, Notifier, request_for
 
@@ -94,6 +98,78 @@ def test_a_dead_webhook_and_a_missing_command_hurt_nobody(caplog: pytest.LogCapt
     notifier.close(20)
     assert "notify.command" in caplog.text and "notify.webhook" in caplog.text
     assert "secret-token" not in caplog.text
+
+
+class OddServer:
+    """Answers its first request with something that is not HTTP, and the others well."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/secret-token"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                connection.recv(65536)
+                self.seen += 1
+                good = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+                connection.sendall(b"garbage\r\n\r\n" if self.seen == 1 else good)
+
+
+def test_an_odd_answer_does_not_end_notifications(caplog: pytest.LogCaptureFixture) -> None:
+    server = OddServer()
+    notifier = Notifier(lambda: Notify(webhook=server.url, min_interval_s=1e-9))
+    assert notifier.tell(NOTICE) and notifier.tell(NOTICE)
+    notifier.close(20)
+    assert server.seen == 2
+    assert "notify.webhook 127.0.0.1: garbage" in caplog.text
+    assert "secret-token" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Notify(webhook="http://127.0.0.1:9/secret token", min_interval_s=1e-9),
+        Notify(webhook="http://127.0.0.1:secret/", min_interval_s=1e-9),
+        Notify(webhook="http://[secret/", min_interval_s=1e-9),
+        Notify(command=("secret\0",), min_interval_s=1e-9),
+    ],
+)
+def test_a_setting_that_cannot_work_is_said_and_its_correction_does(
+    wrong: Notify, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = [wrong, Notify(webhook=server.url, min_interval_s=1e-9)]
+    notifier = Notifier(lambda: settings[0])
+    assert notifier.tell(NOTICE)
+    wait_for(lambda: "notify." in caplog.text)
+    del settings[0]
+    assert notifier.tell(NOTICE)
+    notifier.close(20)
+    assert len(server.got) == 1
+    assert "secret" not in caplog.text
+
+
+def test_one_message_that_fails_in_an_unknown_way_is_said_and_the_next_is_sent(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failed = notify.request_for, threading.Event()
+
+    def fails_once(url: str, notice: Notice) -> Any:
+        if not failed.is_set():
+            failed.set()
+            raise KeyError(url)
+        return real(url, notice)
+
+    monkeypatch.setattr(notify, "request_for", fails_once)
+    notifier = Notifier(lambda: Notify(webhook=server.url, min_interval_s=1e-9))
+    assert notifier.tell(NOTICE) and notifier.tell(NOTICE)
+    notifier.close(20)
+    assert len(server.got) == 1
+    assert "a notification was not sent: KeyError" in caplog.text
+    assert server.url not in caplog.text
 
 
 @pytest.mark.parametrize(
