@@ -33,6 +33,7 @@ from trainer_tui.daemon.rollback_wish import RollbackWish
 from trainer_tui.daemon.rounds import Rounds
 from trainer_tui.daemon.run import daemon_record
 from trainer_tui.daemon.settings import Settings
+from trainer_tui.daemon.steady import steady
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
 from trainer_tui.daemon.training_state import Means
@@ -50,7 +51,6 @@ from trainer_tui.versions import keeping
 log = logging.getLogger("daemon")
 END_TIMEOUT_S = 300.0  # for the trainer's last step and commit
 ORPHAN_LOOK_S = 0.2
-AGAIN_S = 3.0  # after a part failed for a reason that may pass
 
 
 class Daemon:
@@ -167,7 +167,7 @@ class Daemon:
             self._teller.say("error", "config", self._settings.problem)
         for finding in self._desk.findings:
             self._teller.say("warning", "queue", finding.text)
-        work = [self._start(_steady(name, run, self._teller)) for name, run in self._parts()]
+        work = [self._start(steady(name, run, self._teller.say)) for name, run in self._parts()]
         notify_systemd("READY=1")
         await self._ending.wait()
         notify_systemd("STOPPING=1")
@@ -359,15 +359,3 @@ class Daemon:
         self._desk.close()
         await asyncio.to_thread(self._notifier.close)
         await asyncio.to_thread(self._history.close)
-
-
-async def _steady(name: str, run: Callable[[], Awaitable[None]], teller: Teller) -> None:
-    """Run a part again when the disk or a person's hand in the files made it fail."""
-    while True:
-        try:
-            await run()
-            return
-        except (OSError, TrainerTuiError) as problem:
-            log.warning("%s begins anew", name, exc_info=problem)
-            teller.say("error", "daemon", f"{name}: {problem}; tried again in {AGAIN_S:g} s")
-            await asyncio.sleep(AGAIN_S)

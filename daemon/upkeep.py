@@ -39,6 +39,7 @@ class Upkeep:
     ) -> None:
         self._workspace, self._settings = workspace, settings
         self._desk, self._history, self._teller = desk, history, teller
+        self._stuck: list[str] = []
 
     async def run(self) -> None:
         """Ends by cancellation."""
@@ -75,14 +76,31 @@ class Upkeep:
         if moved:
             self._teller.say("info", "upkeep", f"{moved} old incidents went to the trash")
         oldest = now - timedelta(days=retention.trash_days)
-        await asyncio.to_thread(_empty_trash, self._workspace.trash, oldest)
+        self._tell_stuck(await asyncio.to_thread(_empty_trash, self._workspace.trash, oldest))
         self._history.prune()
 
+    def _tell_stuck(self, stuck: list[str]) -> None:
+        """Once, until it is something else: it would be the same every hour."""
+        if stuck and stuck != self._stuck:
+            more = f" (and {len(stuck) - 1} more)" if len(stuck) > 1 else ""
+            text = f"the trash keeps what cannot be deleted: {stuck[0]}{more}"
+            hint = f"see to its rights, or delete it: {self._workspace.trash}"
+            self._teller.say("warning", "upkeep", text, hint=hint)
+        self._stuck = stuck
 
-def _empty_trash(trash: Path, oldest: datetime) -> None:
-    for path in [found for pattern in TRASH_GLOBS for found in trash.glob(pattern)]:
-        if path.lstat().st_ctime < oldest.timestamp():  # ctime: when it was renamed to here
-            durable.remove_tree(path)
+
+def _empty_trash(trash: Path, oldest: datetime) -> list[str]:
+    """Each entry by itself. Returns a sentence for each that cannot be deleted."""
+    stuck = []
+    for path in sorted(found for pattern in TRASH_GLOBS for found in trash.glob(pattern)):
+        try:
+            if path.lstat().st_ctime < oldest.timestamp():  # ctime: when it was renamed to here
+                durable.remove_tree(path)
+        except FileNotFoundError:
+            continue  # somebody else deleted it
+        except OSError as problem:
+            stuck.append(f"{path.name}: {problem.strerror or problem}")
+    return stuck
 
 
 def _old_incidents_to_trash(workspace: Workspace) -> int:
