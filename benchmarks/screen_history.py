@@ -24,7 +24,8 @@ from pathlib import Path
 
 import psutil
 
-from trainer_tui.daemon.history import History, Point
+from trainer_tui.daemon.curves import Point
+from trainer_tui.daemon.history import History
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.tui.app import TrainerApp
 from trainer_tui.tui.client import Client

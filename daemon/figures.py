@@ -9,7 +9,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from trainer_tui.daemon.history import Point
+from trainer_tui.daemon.curves import Point
 from trainer_tui.safety import clock
 from trainer_tui.safety.messages import Evaluated, JobStarted, Ready, StepDone
 

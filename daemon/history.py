@@ -4,59 +4,37 @@ Never consulted for correctness. A database that cannot be used is moved aside, 
 anew; a full disk costs history, never training. One connection in one process, because SQLite
 before 3.51.3 can corrupt a write-ahead log that several use.
 
-Points are kept as they came and, beside that, summed into buckets of 16, 256, 4096 and 65536
-steps, so that a million points are drawn from a few thousand rows.
+Points are the business of `curves.py`.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from trainer_tui.daemon import curves
+from trainer_tui.daemon.curves import Point
 from trainer_tui.safety import clock
 
+log = logging.getLogger("history")
 T = TypeVar("T")
-BUCKET_STEPS = (16, 256, 4096, 65536)
 COMMIT_EVERY_S = 1.0
 BACKLOG = 20_000  # points waiting for the thread; beyond that they are dropped, and counted
 EVENTS_KEPT = 200_000
-WIDER = 1.3  # how much wider than asked a bucket may be, so that stored ones serve
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS points (
-  series TEXT NOT NULL, step INTEGER NOT NULL, at REAL NOT NULL, value REAL NOT NULL,
-  PRIMARY KEY (series, step)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS buckets (
-  series TEXT NOT NULL, width INTEGER NOT NULL, bucket INTEGER NOT NULL, at REAL NOT NULL,
-  count INTEGER NOT NULL, total REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
-  PRIMARY KEY (series, width, bucket)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (
   id INTEGER PRIMARY KEY, at TEXT NOT NULL, level TEXT NOT NULL, topic TEXT NOT NULL,
   text TEXT NOT NULL, data TEXT NOT NULL);
 """
-_UPSERT = """
-INSERT INTO buckets VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (series, width, bucket) DO UPDATE SET
-  at = excluded.at, count = count + excluded.count, total = total + excluded.total,
-  low = min(low, excluded.low), high = max(high, excluded.high)
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    series: str
-    step: int
-    at_s: float
-    value: float
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -112,17 +90,36 @@ class History:
         self, series: list[str], from_step: int | None, to_step: int | None, points: int
     ) -> Future[dict[str, Any]]:
         """At most `points` buckets of every series, as `GET /v1/metrics` answers."""
-        return self.ask(lambda base: _select_metrics(base, series, from_step, to_step, points))
+        return self.ask(lambda base: curves.select(base, series, from_step, to_step, points))
 
     def last_values(self, series: list[str]) -> Future[dict[str, tuple[int, float]]]:
         """The newest (step, value) of each series that has any."""
         return self.ask(lambda base: _last_values(base, series))
 
     def prune(self) -> None:
-        """Let go of the oldest events beyond `EVENTS_KEPT`."""
+        """Let go of the oldest events beyond `EVENTS_KEPT`, and thin old points out: a little at a
+        time, so that what comes meanwhile is stored and questions are answered."""
         oldest = "SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?"
         text = f"DELETE FROM events WHERE id <= ({oldest})"
-        self.ask(lambda base: base.execute(text, (EVENTS_KEPT,)).rowcount)
+        self._do(lambda base: base.execute(text, (EVENTS_KEPT,)))
+
+        def begin(base: sqlite3.Connection) -> None:
+            for series in curves.names(base):
+                for level in curves.KEPT:
+                    self._thin(series, level)
+
+        self._do(begin)
+
+    def _thin(self, series: str, level: int) -> None:
+        def work(base: sqlite3.Connection) -> None:
+            if curves.thin(base, series, level):
+                self._thin(series, level)
+
+        self._do(work)
+
+    def _do(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """As `ask`, where nobody waits for an answer."""
+        self.ask(work).add_done_callback(_log_failure)
 
     def ask(self, question: Callable[[sqlite3.Connection], T]) -> Future[T]:
         """Run `question` on the history thread, after everything added before it was stored."""
@@ -190,7 +187,7 @@ class History:
             base.execute("PRAGMA journal_mode=WAL")
             base.execute("PRAGMA synchronous=NORMAL")
             base.execute("PRAGMA cache_size=-4000")
-            base.executescript(_SCHEMA)
+            base.executescript(curves.SCHEMA + _SCHEMA)
             self._connection = base
         return self._connection
 
@@ -213,11 +210,7 @@ class History:
             return
         base.execute("BEGIN")
         try:
-            base.executemany(
-                "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?)",
-                [(p.series, p.step, p.at_s, p.value) for p in points],
-            )
-            base.executemany(_UPSERT, _bucketed(points))
+            curves.insert(base, points)
             base.executemany(
                 "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)",
                 [
@@ -235,22 +228,9 @@ class History:
             raise
 
 
-def _bucketed(points: list[Point]) -> list[tuple[Any, ...]]:
-    """The bucket rows that these points add to, summed first so that each is written once."""
-    sums: dict[tuple[str, int, int], list[float]] = {}
-    for point in points:
-        for width in BUCKET_STEPS:
-            key = (point.series, width, point.step // width)
-            found = sums.get(key)
-            if found is None:
-                sums[key] = [point.at_s, 1, point.value, point.value, point.value]
-            else:
-                found[0] = point.at_s
-                found[1] += 1
-                found[2] += point.value
-                found[3] = min(found[3], point.value)
-                found[4] = max(found[4], point.value)
-    return [(*key, values[0], int(values[1]), *values[2:]) for key, values in sums.items()]
+def _log_failure(answer: Future[Any]) -> None:
+    if problem := answer.exception():
+        log.warning("history was not pruned: %s", problem)
 
 
 def _one(base: sqlite3.Connection, question: str, *values: object) -> Any:
@@ -289,76 +269,3 @@ def _select_events(
         Event(number, at, row_level, topic, said, msgspec.json.decode(data))
         for number, at, row_level, topic, said, data in rows
     ]
-
-
-def _select_metrics(
-    base: sqlite3.Connection,
-    series: list[str],
-    from_step: int | None,
-    to_step: int | None,
-    points: int,
-) -> dict[str, Any]:
-    ends = base.execute(
-        f"SELECT min(step), max(step) FROM ({_ENDS.format(marks=','.join('?' * len(series)))})",
-        series * 2,
-    ).fetchone()
-    first = from_step if from_step is not None else (ends[0] or 0)
-    last = to_step if to_step is not None else (ends[1] or 0)
-    width = max(1, -(-(last - first + 1) // points))
-    lines = {name: _line(base, name, first, last, width) for name in series}
-    return {"series": lines, "from_step": first, "to_step": last}
-
-
-# One seek for each end of each series, not a scan.
-_ENDS = """
-SELECT (SELECT min(step) FROM points WHERE series = s.name) AS step
-  FROM (SELECT DISTINCT series AS name FROM buckets WHERE width = 65536 AND series IN ({marks})) s
-UNION ALL
-SELECT (SELECT max(step) FROM points WHERE series = s.name)
-  FROM (SELECT DISTINCT series AS name FROM buckets WHERE width = 65536 AND series IN ({marks})) s
-"""
-
-
-def _line(
-    base: sqlite3.Connection, series: str, first: int, last: int, width: int
-) -> list[dict[str, Any]]:
-    """One series in buckets of about `width` steps, summed by SQLite from the coarsest rows that
-    fit into them."""
-    stored, width = _stored_width(width)
-    shape = (stored, first, width, series)
-    if stored:
-        ends = (stored, first // stored, last // stored)
-        rows = base.execute(_FROM_BUCKETS, (*shape, *ends))
-    else:
-        rows = base.execute(_FROM_POINTS, (*shape, first, last))
-    return [
-        {"step": step, "mean": total / count, "min": low, "max": high, "at": _iso(at_s)}
-        for _, step, at_s, count, total, low, high in rows
-    ]
-
-
-def _stored_width(width: int) -> tuple[int, int]:
-    """(steps of the stored buckets to sum, steps of a bucket of the answer); (0, width): points.
-    Whole stored buckets make one of the answer, which so becomes a little wider than asked."""
-    for stored in reversed(BUCKET_STEPS):
-        whole = -(-width // stored) * stored
-        if whole <= WIDER * width:
-            return stored, whole
-    return 0, width
-
-
-_FROM_BUCKETS = """
-SELECT max(0, bucket * ?1 - ?2) / ?3 AS slot, max(bucket * ?1), max(at), sum(count), sum(total),
-       min(low), max(high)
-  FROM buckets WHERE series = ?4 AND width = ?5 AND bucket BETWEEN ?6 AND ?7 GROUP BY slot
-"""
-_FROM_POINTS = """
-SELECT (step - ?2) / ?3 + 0 * ?1 AS slot, max(step), max(at), count(*), sum(value),
-       min(value), max(value)
-  FROM points WHERE series = ?4 AND step BETWEEN ?5 AND ?6 GROUP BY slot
-"""
-
-
-def _iso(at_s: float) -> str:
-    moment = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
-    return moment.replace("+00:00", "Z")

@@ -6,8 +6,11 @@ import sqlite3
 import time
 
 import pytest
+from daemon_harness import wait_for
 
-from trainer_tui.daemon.history import Event, History, Point
+from trainer_tui.daemon import curves
+from trainer_tui.daemon.curves import Point
+from trainer_tui.daemon.history import Event, History
 
 MILLION = 1_000_000
 
@@ -105,3 +108,91 @@ def test_a_database_that_breaks_while_open_is_moved_aside_and_nothing_new_is_los
     with sqlite3.connect(aside) as old:
         assert old.execute("SELECT text FROM events").fetchall() == [("before",)]
     assert "could not be used" in history.said[0]
+
+
+@pytest.fixture
+def thinner(monkeypatch) -> None:
+    """Little is kept, so that a test has something to thin."""
+    monkeypatch.setattr(curves, "KEPT", {0: 10_000, 16: 3_000, 256: 1_000, 4096: 1_000})
+
+
+def rows(history: History) -> dict[int, int]:
+    """How many rows of the loss each level has."""
+
+    def count(base) -> dict[int, int]:
+        found = dict(
+            base.execute("SELECT width, count(*) FROM buckets WHERE series = 'loss' GROUP BY width")
+        )
+        return {
+            0: base.execute("SELECT count(*) FROM points WHERE series = 'loss'").fetchone()[0],
+            **found,
+        }
+
+    return history.ask(count).result(10)
+
+
+def thinned(history: History) -> None:
+    """Prune, and wait for the end of it."""
+    history.prune()
+    wait_for(lambda: rows(history)[0] <= 10_000 + curves.COARSEST)
+    wait_for(lambda: rows(history)[16] <= 3_000 + curves.COARSEST // 16)
+
+
+def line(history: History, first: int | None, last: int | None, points: int) -> list[dict]:
+    return history.metrics(["loss"], first, last, points).result(10)["series"]["loss"]
+
+
+def test_old_points_are_thinned_and_the_chart_stays_as_it_was(history, thinner):
+    fill(history, 300_000)
+    asked = [(None, None, 400), (None, None, 30), (100_000, 280_000, 60), (262_144, 299_999, 5000)]
+    before = [line(history, *one) for one in asked]
+    thinned(history)
+    after = [line(history, *one) for one in asked]
+    for old, new in zip(before, after, strict=True):
+        assert [b["step"] for b in new] == [b["step"] for b in old]
+        for part in ("mean", "min", "max"):
+            assert [b[part] for b in new] == pytest.approx([b[part] for b in old])
+    assert history.metrics(["loss"], None, None, 9).result(10)["from_step"] == 0
+
+
+def test_a_close_look_at_what_was_thinned_shows_the_finest_that_is_left(history, thinner):
+    fill(history, 300_000)
+    floor = 262_144  # of points; buckets of 16 go further back
+    old = line(history, floor - 512, floor - 1, 512)
+    new = line(history, floor, floor + 299, 300)
+    thinned(history)
+    seen = line(history, floor - 512, floor + 299, 812)
+    assert seen[32:] == new, "nothing that is left is drawn twice, or moved"
+    for bucket, whole in zip(seen[:32], zip(*[iter(old)] * 16, strict=True), strict=True):
+        assert bucket["mean"] == pytest.approx(sum(point["mean"] for point in whole) / 16)
+        assert bucket["max"] == whole[0]["mean"] and bucket["min"] == whole[-1]["mean"]
+
+
+def test_thinning_goes_in_small_transactions_between_which_steps_are_stored(history, thinner):
+    fill(history, 300_000)
+    total = rows(history)[0]
+    assert history.ask(lambda base: curves.thin(base, "loss", 0)).result(10) is True
+    assert rows(history)[0] == total - curves.THINNED_AT_ONCE
+    assert len(line(history, 0, 299_999, 5000)) > 3000, "whole at every moment"
+    history.prune()
+    history.add_points([Point("loss", 300_000, 0.0, 7.0)])
+    assert history.last_values(["loss"]).result(10) == {"loss": (300_000, 7.0)}
+    assert rows(history)[0] > 10_000 + curves.COARSEST, "answered before the thinning was done"
+    thinned(history)
+    assert history.ask(lambda base: curves.thin(base, "loss", 0)).result(10) is False
+
+
+def test_a_series_of_few_points_is_kept_whole(history, thinner):
+    history.add_points([Point("val_loss", step * 1000, float(step), 1.0) for step in range(5000)])
+    fill(history, 300_000)
+    thinned(history)
+    found = history.metrics(["val_loss"], 0, 99_999, 5000).result(10)["series"]["val_loss"]
+    assert [bucket["step"] for bucket in found] == list(range(0, 100_000, 1000))
+
+
+def test_a_bucket_of_points_and_of_what_was_thinned_has_both(history, thinner):
+    fill(history, 300_000)
+    first = 262_144 - 16 - 10 * 17  # so that the eleventh begins one stored bucket below the floor
+    whole = line(history, first, first + 20 * 17 - 1, 20)[10]
+    thinned(history)
+    assert line(history, first, first + 20 * 17 - 1, 20)[10] == pytest.approx(whole)
