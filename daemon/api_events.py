@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request
@@ -75,7 +75,7 @@ def router(house: House) -> APIRouter:
     async def history(
         limit: int = Query(100, ge=1, le=1000),
         before: int | None = Query(None, ge=0, le=MAX_ID),
-        level: str | None = Query(None, pattern="^(info|warning|error)$"),
+        level: Literal["info", "warning", "error"] | None = None,
         text: str | None = Query(None, max_length=200),
     ) -> Response:
         found = await asyncio.wrap_future(house.history.events(limit, before, level, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
@@ -41,8 +42,8 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """Jobs in the order in which they will be trained, then what is done."""
-    query = f"?limit={limit}" + (f"&state={state}" if state else "")
-    found = context.client.get(f"/v1/jobs{query}")
+    query = urlencode({"limit": limit, **({"state": state} if state else {})})
+    found = context.client.get(f"/v1/jobs?{query}")
     if as_json:
         print_json(found)
         return

@@ -202,7 +202,14 @@ def add(
         raise typer.BadParameter(
             f"{priority!r} is not high, normal or low", param_hint="--priority"
         )
-    body = {"path": str(file.absolute()), "priority": priority, "again": again, "accept": accept}
+    path = str(file.absolute())
+    if any("\udc80" <= char <= "\udcff" for char in path):
+        # A byte that is no UTF-8, as Python has it; JSON has no way to say it.
+        raise Refused(
+            f"{printable(path)} cannot be named to the daemon: the name is not UTF-8",
+            f"rename it, or copy it into {context.workspace.inbox}, where any name is taken",
+        )
+    body = {"path": path, "priority": priority, "again": again, "accept": accept}
     job = context.client.post("/v1/jobs", body)
     print(f"#{job['id']} {printable(job['name'])}: {job.get('summary') or job['state']}")
     if job["state"] == "failed":
