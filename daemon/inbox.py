@@ -21,7 +21,7 @@ from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.intake_worker import IntakeWorker, Reply
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
-from trainer_tui.queue import intake
+from trainer_tui.queue import intake, originals
 from trainer_tui.queue.intake import Candidate, InboxLook
 from trainer_tui.queue.job import Job, Source
 from trainer_tui.queue.store import Duplicate, Queue
@@ -87,7 +87,7 @@ class Inbox:
     async def _recover(self) -> None:
         """Originals whose jobs were admitted before a kill."""
         jobs = await asyncio.to_thread(self._desk.queue.jobs)
-        removed = await asyncio.to_thread(intake.recover, self._workspace, jobs)
+        removed = await asyncio.to_thread(originals.recover, self._workspace, jobs)
         for path in removed:
             log.info("%s had become a job already: its original is removed", path.name)
 
@@ -167,7 +167,12 @@ class Inbox:
     async def _take(self, candidate: Candidate) -> bool:
         """Take one file; False when it has to wait."""
         reply = await self._worker.take(
-            candidate.path, candidate.priority, again=False, keep_original=False, added_by="inbox"
+            candidate.path,
+            candidate.priority,
+            again=False,
+            keep_original=False,
+            added_by="inbox",
+            unchanged_s=candidate.unchanged_s,
         )
         if not reply.ok:
             self._put_off(candidate, reply)
@@ -181,7 +186,7 @@ class Inbox:
             why = f"the disk does not take it: {problem.strerror}"
             self._put_off(candidate, Reply(False, error_class="disk", message=why))
             return False
-        await asyncio.to_thread(intake.remove_original, candidate.path, job)
+        await asyncio.to_thread(originals.remove_original, candidate.path, job)
         self._say_taken(job)
         return True
 

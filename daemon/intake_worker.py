@@ -52,7 +52,14 @@ class IntakeWorker:
         self._turn = asyncio.Lock()
 
     async def take(
-        self, path: Path, priority: str, *, again: bool, keep_original: bool, added_by: str
+        self,
+        path: Path,
+        priority: str,
+        *,
+        again: bool,
+        keep_original: bool,
+        added_by: str,
+        unchanged_s: float = 0.0,
     ) -> Reply:
         """Copy, hash, check and count one file into a staging directory."""
         request = {
@@ -62,6 +69,7 @@ class IntakeWorker:
             "again": again,
             "keep_original": keep_original,
             "added_by": added_by,
+            "unchanged_s": unchanged_s,
         }
         async with self._turn:
             return await self._ask(request, await asyncio.to_thread(_limit_s, path))

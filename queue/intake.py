@@ -1,41 +1,30 @@
-"""From the inbox to a staged job: which file is ready, a safe copy, the original last.
+"""From the inbox to a staged job: which file is ready, and a safe copy. See `originals.py` for what
+becomes of the original.
 
 Invariant: a file is read only after its writer has let go of it; nothing but a plain file is ever
-opened; the original is removed only after its job is committed, and only when it is still the file
-that was taken. Killed anywhere in between, the next look finishes or repeats the work: `Source`
-says whether a file in the inbox is the one that a job already holds.
+opened. Where the kernel does not tell whether there is a writer (another user's file), the file
+must have looked the same for `FOREIGN_SETTLE_S`: a writer that stalls for longer is not known.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
-import signal
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from trainer_tui.data.row_reader import Limits, is_compressed, plain_chunks
-from trainer_tui.queue.job import (
-    DATA_NAME,
-    META_NAME,
-    Job,
-    Source,
-    decode_meta,
-    parse_directory_name,
-)
+from trainer_tui.queue import writers
+from trainer_tui.queue.job import DATA_NAME, Source, parse_directory_name
 from trainer_tui.safety import durable, hashing
 from trainer_tui.safety.errors import DataProblem, Refused
 from trainer_tui.safety.text import file_name_text, printable
 from trainer_tui.safety.workspace import Workspace
 
 SETTLE_S = 1.0  # a file must look the same over this long
-TAKEN_PREFIX = ".trainer-tui-taken-"
+FOREIGN_SETTLE_S = 30.0  # and over this long when nobody can tell whether it has a writer
 _UNFINISHED = (".part", ".tmp", "~")
 
 
@@ -50,6 +39,7 @@ class Candidate:
     path: Path
     priority: str
     source: Source
+    unchanged_s: float = 0.0  # how long it was seen to look the same
 
 
 @dataclass(slots=True)
@@ -91,7 +81,7 @@ class Inbox:
         old = self._seen.get(priority, {})
         seen: dict[str, tuple[Source, float]] = {}
         odd: set[str] = set()
-        for path, info in _entries(folder):
+        for path, info in entries(folder):
             reason = _odd(path, info)
             if reason is not None:
                 odd.add(reason)
@@ -102,14 +92,14 @@ class Inbox:
                 since = now_s
             seen[path] = source, since
             if now_s - since >= SETTLE_S:
-                found.ready.append(Candidate(Path(path), priority, source))
+                found.ready.append(Candidate(Path(path), priority, source, now_s - since))
             else:
                 found.settling += 1
         found.odd += sorted(odd - self._said.get(priority, set()))
         self._seen[priority], self._said[priority] = seen, odd
 
 
-def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Paths in the order of their names, as texts: there may be a hundred thousand."""
     try:
         if folder.is_symlink():
@@ -173,12 +163,15 @@ def source_of(info: os.stat_result) -> Source:
     return Source(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
 
 
-def open_source(path: Path) -> int:
+def open_source(path: Path, *, rested: bool = False) -> int:
     """Open a file to take; the descriptor is the caller's.
+
+    Args:
+        rested: it has looked the same for `FOREIGN_SETTLE_S`, or a person says that it is whole.
 
     Raises:
         Refused: not a plain file, or not ours to read; with the reason.
-        Busy: a writer has it open.
+        Busy: a writer has it open, or may have.
     """
     name = file_name_text(os.fsencode(path.name))
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -201,7 +194,7 @@ def open_source(path: Path) -> int:
         problem = kind_problem(os.fstat(fd))
         if problem:
             raise Refused(f"{name} {problem}")
-        if _has_writer(fd):
+        if _may_have_writer(fd, rested):
             raise Busy(f"{name} is still being written")
     except BaseException:
         os.close(fd)
@@ -209,21 +202,9 @@ def open_source(path: Path) -> int:
     return fd
 
 
-def _has_writer(fd: int) -> bool:
-    """Ask the kernel by a read lease, given back at once; False where leases cannot be had.
-
-    Whoever opens the file while we hold the lease breaks it, which sends SIGIO; its default
-    action would kill us, so it is ignored (fcntl(2), "Leases").
-    """
-    with contextlib.suppress(ValueError):  # not the main thread: the process has set it already
-        signal.signal(signal.SIGIO, signal.SIG_IGN)
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError as problem:
-        return problem.errno in (errno.EAGAIN, errno.EWOULDBLOCK)
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return False
+def _may_have_writer(fd: int, rested: bool) -> bool:
+    answer = writers.ask(fd)
+    return answer == "yes" or (answer == "unknown" and not rested)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +216,7 @@ class Copied:
     source: Source
 
 
-def copy_into(path: Path, staged: Path, limits: Limits) -> Copied:
+def copy_into(path: Path, staged: Path, limits: Limits, *, rested: bool = False) -> Copied:
     """Copy a file to take into `staged/data.jsonl`, decompressed, hashed and fsynced.
 
     Raises:
@@ -243,7 +224,7 @@ def copy_into(path: Path, staged: Path, limits: Limits) -> Copied:
         DataProblem: damaged compression, a bomb, one endless line.
         OSError: it cannot be read or the copy cannot be written.
     """
-    fd = open_source(path)
+    fd = open_source(path, rested=rested)
     try:
         before = os.fstat(fd)
         target = staged / DATA_NAME
@@ -257,7 +238,7 @@ def copy_into(path: Path, staged: Path, limits: Limits) -> Copied:
             else:
                 sha256, size = durable.write_hashed(plain_chunks(stream, limits), target, 0o400)
         after = os.fstat(fd)
-        if _changed(before, after) or not _still_at(path, after) or _has_writer(fd):
+        if _changed(before, after) or not _still_at(path, after) or _may_have_writer(fd, rested):
             target.unlink()
             raise Busy(f"{file_name_text(os.fsencode(path.name))} changed while it was read")
         return Copied(sha256, size, source_of(after))
@@ -295,77 +276,3 @@ def _still_at(path: Path, info: os.stat_result) -> bool:
     except FileNotFoundError:
         return False
     return (now.st_dev, now.st_ino) == (info.st_dev, info.st_ino)
-
-
-# --- after admission ----------------------------------------------------------------------------
-
-
-def remove_original(path: Path, job: Job) -> bool:
-    """Remove the file that became `job`, unless another file has its name by now.
-
-    The name is moved aside first: what was moved is then known for certain, and is put back when
-    it is not what was taken. A folder that does not let us remove files keeps its file: it is
-    known as taken (`already_taken`) and never queued twice.
-    """
-    aside = path.with_name(f"{TAKEN_PREFIX}{job.id}")
-    try:
-        if source_of(path.lstat()) != job.meta.source:
-            return False
-        durable.rename(path, aside)
-    except (FileNotFoundError, PermissionError):
-        return False
-    if source_of(aside.lstat()) != job.meta.source:
-        _put_back(aside, path)
-        return False
-    durable.remove_file(aside)
-    return True
-
-
-def _put_back(aside: Path, path: Path) -> None:
-    """Give a file its name again; if that is taken too, a name beside it."""
-    for name in (path.name, f"recovered-{aside.name.lstrip('.')}.jsonl"):
-        target = path.with_name(name)
-        try:
-            os.link(aside, target, follow_symlinks=False)
-        except FileExistsError:
-            continue
-        durable.sync_directory(target.parent)
-        durable.remove_file(aside)
-        return
-
-
-def recover(workspace: Workspace, jobs: list[Job]) -> list[Path]:
-    """After a kill: remove originals whose jobs are committed, put back what was moved aside.
-
-    Returns:
-        The originals that were removed.
-    """
-    taken = {_place(job.meta.source): job for job in jobs if job.meta.source.inode}
-    removed = []
-    for folder in (workspace.inbox / "high", workspace.inbox, workspace.inbox / "low"):
-        for aside in folder.glob(f"{TAKEN_PREFIX}*"):
-            job = taken.get(_place(source_of(aside.lstat())))
-            if job is not None:
-                durable.remove_file(aside)
-                removed.append(aside)
-            else:
-                _put_back(aside, folder / f"{aside.name.removeprefix(TAKEN_PREFIX)}.jsonl")
-        for path, info in _entries(folder):
-            job = taken.get(_place(source_of(info))) if stat.S_ISREG(info.st_mode) else None
-            if job is not None and remove_original(Path(path), job):
-                removed.append(Path(path))
-    return removed
-
-
-def already_taken(queue: Path, job_id: int, source: Source) -> bool:
-    """Whether a job was made of this very file, which could not be removed then."""
-    for folder in queue.glob(f"*/*-{job_id}-*"):
-        name = parse_directory_name(folder.name)
-        if name is not None and name.id == job_id:
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                return decode_meta((folder / META_NAME).read_bytes()).source == source
-    return False
-
-
-def _place(source: Source) -> tuple[int, int, int, int]:
-    return source.device, source.inode, source.bytes, source.mtime_ns

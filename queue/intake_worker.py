@@ -1,7 +1,7 @@
 """`python -m trainer_tui.queue.intake_worker --workspace DIR`: stages files for the daemon.
 
 JSON lines on stdin and stdout, one answer for each request, in order:
-`{"do": "take", "path", "priority", "again", "keep_original", "added_by"}` ->
+`{"do": "take", "path", "priority", "again", "keep_original", "added_by", "unchanged_s"}` ->
 `{"ok": true, "staged", "meta", "verdict"}` or `{"ok": false, "class", "message", "hint"}`.
 `{"do": "check", "path": job folder}` makes a job's report again; the answer is alike.
 `path_bytes` (base64) stands for `path` when the name is not UTF-8. Classes: busy (ask again
@@ -54,6 +54,7 @@ class Request(msgspec.Struct, frozen=True):
     again: bool = False
     keep_original: bool = False
     added_by: str = ""
+    unchanged_s: float = 0.0
 
 
 class Contexts:
@@ -170,7 +171,8 @@ def _order(request: Request) -> Order:
         path = Path(request.path)
     if not path.is_absolute():
         raise Refused(f"{request.path!r} is not an absolute path")
-    return Order(path, request.priority, request.again, request.keep_original, request.added_by)
+    wished = (request.priority, request.again, request.keep_original, request.added_by)
+    return Order(path, *wished, request.unchanged_s)
 
 
 def _lines(idle_s: float) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ from trainer_tui.data.encode import limits_of
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.rows import RowProblem
 from trainer_tui.data.template import EncodedRow
-from trainer_tui.queue import intake, report, trained
+from trainer_tui.queue import intake, originals, report, trained
 from trainer_tui.queue.job import (
     DATA_NAME,
     ERROR_NAME,
@@ -52,13 +52,21 @@ class SameContent(Refused):
 @dataclass(frozen=True, slots=True)
 class Order:
     """What is asked for. `keep_original`: added by name, so a duplicate is an error to answer with;
-    a duplicate in the inbox becomes a failed job that says so."""
+    a duplicate in the inbox becomes a failed job that says so. `unchanged_s`: how long the file was
+    seen to look the same."""
 
     path: Path
     priority: str = "normal"
     again: bool = False
     keep_original: bool = False
     added_by: str = ""
+    unchanged_s: float = 0.0
+
+    @property
+    def rested(self) -> bool:
+        """Whether it may be taken where nobody can tell if it has a writer. Who names a file says
+        that it is whole, and keeps it."""
+        return self.keep_original or self.unchanged_s >= intake.FOREIGN_SETTLE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,8 @@ def _stage(
     names = names_of(order.path)
     meta = Meta(**names, priority=order.priority, added_by=order.added_by)
     try:
-        copied = intake.copy_into(order.path, folder, limits_of(context.config.intake))
+        limits = limits_of(context.config.intake)
+        copied = intake.copy_into(order.path, folder, limits, rested=order.rested)
     except DataProblem as problem:
         if order.keep_original:
             raise
@@ -215,7 +224,7 @@ def _with_report(meta: Meta, found: Report, context: Context) -> Meta:
 
 def _duplicate(folder: Path, order: Order, meta: Meta, holder: int) -> Staged:
     message = f"{meta.original_name} has the same content as job {holder}"
-    if not order.keep_original and intake.already_taken(folder.parent, holder, meta.source):
+    if not order.keep_original and originals.already_taken(folder.parent, holder, meta.source):
         raise Refused(
             f"{meta.original_name} is job {holder} already, but cannot be removed from the inbox",
             "let the daemon's user write to the folder, or remove the file",
@@ -236,7 +245,7 @@ def _unreadable(
 ) -> Staged:
     """A file of the inbox that is no JSON lines at all: kept as it is, as a failed job."""
     (folder / DATA_NAME).unlink(missing_ok=True)
-    fd = intake.open_source(order.path)
+    fd = intake.open_source(order.path, rested=order.rested)
     try:
         source = intake.source_of(os.fstat(fd))
         sha256, size = durable.copy_hashed(fd, folder / DATA_NAME, 0o400)

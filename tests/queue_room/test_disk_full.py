@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from trainer_tui.daemon.inbox import admit
-from trainer_tui.queue.intake import recover, remove_original
 from trainer_tui.queue.job import JobError
+from trainer_tui.queue.originals import recover, remove_original
 from trainer_tui.queue.report import Context
 from trainer_tui.queue.report_context import load_template
 from trainer_tui.queue.staging import Order, stage

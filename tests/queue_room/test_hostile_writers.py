@@ -13,8 +13,9 @@ import pytest
 from daemon_harness import Harness, chat_rows, make_workspace
 
 from trainer_tui.data.row_reader import Limits
-from trainer_tui.queue.intake import Busy, Inbox, copy_into, open_source, remove_original
+from trainer_tui.queue.intake import Busy, Inbox, copy_into, open_source
 from trainer_tui.queue.job import Job, Meta
+from trainer_tui.queue.originals import remove_original
 from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.workspace import Workspace
 

@@ -17,17 +17,9 @@ import pytest
 import zstandard
 
 from trainer_tui.data.row_reader import Limits
-from trainer_tui.queue.intake import (
-    TAKEN_PREFIX,
-    Busy,
-    Inbox,
-    copy_into,
-    open_source,
-    recover,
-    remove_original,
-    source_of,
-)
+from trainer_tui.queue.intake import Busy, Inbox, copy_into, open_source, source_of
 from trainer_tui.queue.job import Job, Meta
+from trainer_tui.queue.originals import TAKEN_PREFIX, recover, remove_original
 from trainer_tui.queue.report_context import build
 from trainer_tui.queue.staging import Order, stage
 from trainer_tui.queue.store import Queue
