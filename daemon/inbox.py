@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class Inbox:
         self._not_before: dict[Path, tuple[Source, float]] = {}
         self._said: dict[Path, Source] = {}
         self._deaths: dict[Path, tuple[Source, int]] = {}
+        self._left: dict[Path, Job] = {}  # jobs whose originals cannot be removed
         self._look_cost_s = 0.0
         self.why_not: Callable[[], str] = lambda: ""  # why nothing is taken now
 
@@ -85,16 +86,25 @@ class Inbox:
         await self._worker.close()
 
     async def _recover(self) -> None:
-        """Originals whose jobs were admitted before a kill."""
+        """Originals whose jobs were admitted before a kill, or could not be removed then."""
         jobs = await asyncio.to_thread(self._desk.queue.jobs)
-        removed = await asyncio.to_thread(originals.recover, self._workspace, jobs)
-        for path in removed:
+        found = await asyncio.to_thread(originals.recover, self._workspace, jobs)
+        for path in found.removed:
             log.info("%s had become a job already: its original is removed", path.name)
+        for text in found.stuck:
+            self._teller.say("warning", "inbox", text)
+        new = found.left.keys() - self._left.keys()
+        self._left |= found.left
+        if new:
+            text = f"inbox: {_counted(new)} cannot be removed, but became jobs earlier"
+            hint = "let the daemon's user write to the folder, or remove them"
+            self._teller.say("warning", "inbox", text, hint=hint)
 
     async def _watch(self) -> None:
         """Wake the loop when a file may have come; the fallback scan works without it (no inotify
         left, or more events at once than the kernel keeps)."""
         loop = asyncio.get_running_loop()
+        logged = ""
         while True:
             # Runs once this task waits for the first change, so once the kernel watches: what came
             # after the last look and before that is told by nobody.
@@ -110,7 +120,10 @@ class Inbox:
                     self._wake.set()
             except* (OSError, RuntimeError) as problems:
                 # A name that is not UTF-8 also ends up here: it is a change like any other.
-                log.warning("watching the inbox begins anew: %s", problems.exceptions[0])
+                text = str(problems.exceptions[0])
+                if text != logged:  # a folder that may not be read is met every time
+                    log.warning("watching the inbox begins anew: %s", text)
+                logged = text
             await asyncio.sleep(WATCH_AGAIN_S)
 
     async def _look_once(self) -> float:
@@ -121,7 +134,7 @@ class Inbox:
         found = await self._look_at()
         self._look_cost_s = clock.monotonic_s() - start_s
         again_s = start_s + max(LOOK_AGAIN_S, LOOK_SHARE * self._look_cost_s)
-        self._forget_others(found.ready)
+        await self._forget_others(found.ready)
         waits = [self._settings.config.poll_interval]
         if found.settling:
             waits.append(SETTLING_LOOK_S)
@@ -154,15 +167,23 @@ class Inbox:
             return again_s - clock.monotonic_s()
         if not await asyncio.to_thread(intake.is_unchanged, candidate):
             return SETTLING_LOOK_S
+        job = self._left.get(candidate.path)
+        if job is not None and job.meta.source == candidate.source:
+            await self._remove(candidate.path, job)
+            return FAILED_AGAIN_S
         return math.inf if await self._take(candidate) else BUSY_AGAIN_S
 
-    def _forget_others(self, ready: list[Candidate]) -> None:
+    async def _forget_others(self, ready: list[Candidate]) -> None:
         """What was put off and is not there any more."""
-        if self._not_before or self._said:
+        if self._not_before or self._said or self._left:
             here = {candidate.path for candidate in ready}
             for memory in (self._not_before, self._said, self._deaths):
                 for path in memory.keys() - here:
                     del memory[path]
+            # A folder that cannot be read for a while must not make new jobs of its files.
+            for path in self._left.keys() - here:
+                if await asyncio.to_thread(originals.is_gone, path):
+                    del self._left[path]
 
     async def _take(self, candidate: Candidate) -> bool:
         """Take one file; False when it has to wait."""
@@ -186,9 +207,22 @@ class Inbox:
             why = f"the disk does not take it: {problem.strerror}"
             self._put_off(candidate, Reply(False, error_class="disk", message=why))
             return False
-        await asyncio.to_thread(originals.remove_original, candidate.path, job)
         self._say_taken(job)
+        await self._remove(candidate.path, job)
         return True
+
+    async def _remove(self, path: Path, job: Job) -> None:
+        """Remove an original; one that cannot be is said once, and tried again now and then."""
+        try:
+            await asyncio.to_thread(originals.remove_original, path, job)
+        except Refused as problem:
+            self._not_before[path] = job.meta.source, clock.monotonic_s() + FAILED_AGAIN_S
+            if self._left.get(path) is None or self._left[path].id != job.id:
+                text, hint = problem.message, problem.hint
+                self._teller.say("warning", "inbox", text, hint=hint, job=job.id)
+            self._left[path] = job
+        else:
+            self._left.pop(path, None)
 
     def _put_off(self, candidate: Candidate, reply: Reply) -> None:
         busy = reply.error_class == "busy"
@@ -284,6 +318,13 @@ def admit(queue: Queue, staged: Path, priority: str, *, again: bool, added_by: s
 def _may_be_a_file(change: Change, path: str) -> bool:
     """What goes away (we remove originals ourselves) and unfinished names need no look."""
     return change is not Change.deleted and not intake.is_unfinished(path.rpartition("/")[2])
+
+
+def _counted(paths: Collection[Path]) -> str:
+    """One by its name, many by their number."""
+    if len(paths) > 1:
+        return f"{len(paths)} files"
+    return "".join(file_name_text(os.fsencode(path.name)) for path in paths)
 
 
 def _stamp() -> str:

@@ -81,7 +81,7 @@ class Inbox:
         old = self._seen.get(priority, {})
         seen: dict[str, tuple[Source, float]] = {}
         odd: set[str] = set()
-        for path, info in entries(folder):
+        for path, info in entries(folder, odd):
             reason = _odd(path, info)
             if reason is not None:
                 odd.add(reason)
@@ -99,8 +99,9 @@ class Inbox:
         self._seen[priority], self._said[priority] = seen, odd
 
 
-def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Paths in the order of their names, as texts: there may be a hundred thousand."""
+def entries(folder: Path, odd: set[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """Paths in the order of their names, as texts: there may be a hundred thousand. What cannot be
+    looked at becomes a sentence in `odd`, and the rest goes on."""
     try:
         if folder.is_symlink():
             return
@@ -108,13 +109,27 @@ def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
             found = [entry for entry in entries if not is_unfinished(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as problem:
+        odd.add(_not_looked_at(folder, problem))
+        return
     for entry in sorted(found, key=lambda entry: entry.name):
         try:
             info = entry.stat(follow_symlinks=False)
-        except OSError:
+        except FileNotFoundError:
             continue  # gone again
+        except OSError as problem:  # a folder without x, a bad sector: one sentence for all of it
+            odd.add(_not_looked_at(folder, problem))
+            continue
         if not (stat.S_ISDIR(info.st_mode) and entry.name in ("high", "low")):
             yield entry.path, info
+
+
+def _not_looked_at(folder: Path, problem: OSError) -> str:
+    what = "the inbox" if folder.name not in ("high", "low") else f"inbox/{folder.name}"
+    return (
+        f"{what} cannot be looked into: {problem.strerror}; nothing in it is taken until the "
+        "daemon's user may read it"
+    )
 
 
 def is_unfinished(name: str) -> bool:

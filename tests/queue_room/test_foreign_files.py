@@ -14,7 +14,7 @@ import pytest
 from trainer_tui.data.row_reader import Limits
 from trainer_tui.queue.intake import FOREIGN_SETTLE_S, Busy, Inbox, copy_into, source_of
 from trainer_tui.queue.job import Job, Meta
-from trainer_tui.queue.originals import remove_original
+from trainer_tui.queue.originals import recover, remove_original
 from trainer_tui.queue.staging import Order
 from trainer_tui.safety.workspace import Workspace
 
@@ -110,3 +110,37 @@ def test_what_was_written_after_the_copy_stays(theirs: Workspace) -> None:
     os.seteuid(NOBODY)
     assert not remove_original(path, job)
     assert path.read_bytes() == b"half and the rest" and source_of(path.lstat()) != copied.source
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_folder_that_may_not_be_read_is_said_once_and_the_others_go_on(
+    theirs: Workspace, mode: int
+) -> None:
+    """Without r it gives no names, without x nothing but names."""
+    low = theirs.inbox / "low"
+    for number in range(3):
+        (low / f"{number}.jsonl").write_bytes(b"row")
+    low.chmod(mode)
+    inbox = Inbox(theirs)
+    first = inbox.look(0.0)
+    assert first.odd == [
+        "inbox/low cannot be looked into: Permission denied; nothing in it is taken until the "
+        "daemon's user may read it"
+    ]
+    second = inbox.look(2.0)
+    assert [found.path.name for found in second.ready] == ["up.jsonl"] and not second.odd
+    path = theirs.inbox / "high" / "taken.jsonl"
+    path.write_bytes(b"row")
+    job = Job(7, "low", 0, "taken", Meta(source=source_of(path.lstat())))
+    assert recover(theirs, [job]).removed == [path]
+    low.chmod(0o755)
+    inbox.look(3.0)
+    names = [found.path.name for found in inbox.look(5.0).ready]
+    assert names == ["up.jsonl", "0.jsonl", "1.jsonl", "2.jsonl"]
+
+
+def test_an_inbox_that_may_not_be_read_is_a_sentence(theirs: Workspace) -> None:
+    theirs.inbox.chmod(0o000)
+    found = Inbox(theirs).look(0.0)
+    assert any("the inbox cannot be looked into" in text for text in found.odd)
+    assert not recover(theirs, []).left

@@ -272,7 +272,8 @@ def test_a_file_that_cannot_be_removed_is_not_queued_twice(
 
     with monkeypatch.context() as patched:
         patched.setattr(durable, "rename", forbidden)
-        assert not remove_original(path, job)
+        with pytest.raises(Refused, match="is job 1 now, but cannot be removed: Operation not"):
+            remove_original(path, job)
     with pytest.raises(Refused, match="cannot be removed from the inbox"):
         stage(with_model, Order(path), context)
     assert remove_original(path, job) and not path.exists()

@@ -191,7 +191,7 @@ def test_an_operation_that_fails_leaves_nothing_behind_and_the_file_is_taken_lat
             if done == operation:  # noqa: B023 - called at once
                 raise OSError(number, os.strerror(number))
 
-        with contextlib.suppress(OSError), durable.observed(observe):
+        with contextlib.suppress(OSError, Refused), durable.observed(observe):
             take(workspace, queue, path)
         assert not list(workspace.queue.glob(".staging-*")), f"left behind by operation {operation}"
         for _ in range(2):  # what the daemon does next; a job whose original stays is known as that
