@@ -237,10 +237,10 @@ def _gunzip(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
     try:
         while data or (data := stream.read(READ_BYTES)):
             if decoder.eof:  # several members one after the other are one file
-                data = data.lstrip(b"\x00")
-                decoder = zlib.decompressobj(wbits=31)
+                data = data.lstrip(b"\x00")  # and so is one that is padded to whole blocks
                 if not data:
                     continue
+                decoder = zlib.decompressobj(wbits=31)
             yield decoder.decompress(data, READ_BYTES)
             data = decoder.unconsumed_tail or decoder.unused_data
         yield decoder.flush()
