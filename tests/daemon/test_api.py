@@ -230,6 +230,11 @@ def test_broken_edit_keeps_the_last_good_settings_and_says_why(daemon):
     problem = wait_for(lambda: daemon.status()["config"]["problem"])
     assert "learning_rate" in problem and "fast" in problem
     assert daemon.get("/v1/config")["values"]["max_length"] == 256
+    dropped = daemon.workspace.inbox / "meanwhile.jsonl"
+    dropped.write_bytes(chat_rows(2, "meanwhile"))
+    job = daemon.until_job("meanwhile.jsonl", "waiting")
+    assert job["verdict"] != "block" and not dropped.exists(), "intake goes on with them too"
+    daemon.call("DELETE", f"/v1/jobs/{job['id']}")
     file.write_text(good)
     wait_for(lambda: daemon.status()["config"]["problem"] is None)
 

@@ -91,8 +91,12 @@ def test_files_of_every_kind_get_their_answer_from_one_worker(
     assert named["ok"] and named["meta"]["original_name"] == "\\xff.jsonl"
     assert os.path.exists(raw)  # noqa: PTH110 - the original is the daemon's to remove
 
+    good_settings = with_model.config_file.read_text()
     (with_model.root / "config.toml").write_text("nonsense = 1\n")
     assert ask(put("late.jsonl", rows))["class"] == "config"
+    (with_model.state / "config.last_good.toml").write_text(good_settings)
+    late = ask(put("late.jsonl", rows + b"\n" + row("late?", "late.").encode()))
+    assert late["ok"] and late["meta"]["tokens"] > 0
 
 
 def test_a_file_that_is_still_written_is_busy(ask: Ask, with_model: Workspace, row) -> None:
