@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from trainer_tui.queue.job import Meta
 from trainer_tui.safety import durable
+from trainer_tui.safety.errors import Refused
+from trainer_tui.safety.workspace import PRIORITIES
 
 FILE_NAME = "known_files"
 END = "."  # a line without it was torn
@@ -62,6 +65,24 @@ class Known:
             self.holders[sha256] = job_id
         else:
             self.holders.pop(sha256, None)
+
+
+def refuse_in_two(holders: dict[str, int], folder: str, job_id: int, meta: Meta) -> None:
+    """Whether a removed job may come back into `folder`: not to train what was added again since.
+
+    A job without another of its content is forgotten when it is removed, so a later one that is
+    known came in its place. One added beside it with `--again` is not known: both were wanted.
+
+    Raises:
+        Refused: naming the other job.
+    """
+    other = holders.get(meta.file_sha256, 0)
+    if folder in PRIORITIES and other > job_id:
+        raise Refused(
+            f"job {job_id} ({meta.original_name}) was added again as job {other} since it was "
+            "removed, so it stays in the trash",
+            f"trainer-tui queue show {other}; to train the file twice, add it with --again",
+        )
 
 
 def remember(queue: Path, sha256: str, job_id: int) -> None:

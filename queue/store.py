@@ -312,7 +312,7 @@ class Queue(QueueMoves):
         """Undo a `remove`, named by what it returned or by the job's id.
 
         Raises:
-            NotFound: it is no longer in the trash.
+            NotFound, Refused: it is no longer in the trash, or its content was added again since.
         """
         with self._lock:
             trash_name = self._in_trash(removed) if isinstance(removed, int) else removed
@@ -324,6 +324,7 @@ class Queue(QueueMoves):
             if name.id in self.index.by_id:
                 raise Refused(f"job {name.id} is there already")
             meta = decode_meta((trashed / META_NAME).read_bytes())
+            known.refuse_in_two(self._known, folder, name.id, meta)
             job = Job(name.id, folder, name.position, name.safe_name, meta)
             order = self.index.orders.get(folder, ())
             if any(waiting.position == job.position for waiting in order):

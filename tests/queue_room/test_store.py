@@ -55,6 +55,27 @@ def test_the_same_content_is_refused_unless_asked_for(filled: Queue, stage) -> N
     assert filled.admit(staged, "normal", again=True).id == 6
 
 
+def test_a_removed_job_whose_content_was_added_again_does_not_come_back_beside_it(
+    filled: Queue, stage
+) -> None:
+    gone = filled.remove(3)
+    again = filled.admit(stage(filled.workspace, "f2"), "normal")
+    for queue in (filled, Queue(filled.workspace)):
+        with pytest.raises(Refused, match="added again as job 6") as refused:
+            queue.restore_removed(gone)
+        assert "queue show 6" in refused.value.hint
+    assert names(filled) == ["f0", "f1", "f3", "f4", "f2"]
+    filled.remove(again.id)
+    assert filled.restore_removed(gone).id == 3, "it is the only one now"
+
+
+def test_a_removed_job_comes_back_beside_one_that_was_wanted_too(filled: Queue, stage) -> None:
+    copy = filled.admit(stage(filled.workspace, "more", "content of f2"), "normal", again=True)
+    for job_id in (3, copy.id):
+        assert filled.restore_removed(filled.remove(job_id)).state == "waiting"
+    assert len(names(filled)) == 6
+
+
 def test_a_content_is_known_long_after_its_job_has_gone(filled: Queue, stage) -> None:
     job = filled.claim_next(NOW)
     filled.complete(job.id)
