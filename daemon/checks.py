@@ -25,10 +25,12 @@ from trainer_tui.safety import clock
 from trainer_tui.safety.workspace import Workspace
 
 AGAIN_S = 30.0
+IO_AGAIN_S = 10.0  # the files behind it wait meanwhile
 LOOK_EVERY_S = 5.0
 TRIES = 3
 SCAN_SHARE = 50  # one part of the time in so many goes into looking through all that wait
 PASSING = ("disk", "config", "busy")  # nothing that is wrong with the file
+_TRY_AGAIN_S = {"worker_died": 0.0, "io_error": IO_AGAIN_S}  # it may be the file; `TRIES` tell
 
 
 class Checks:
@@ -119,16 +121,24 @@ class Checks:
                 self._teller.say("warning", "job", text, hint=reply.hint, job=job.id)
             return
         self._failed[job.id] = self._failed.get(job.id, 0) + 1
-        if reply.error_class == "worker_died" and self._failed[job.id] < TRIES:
-            self._not_before_s[job.id] = 0.0
+        again_s = _TRY_AGAIN_S.get(reply.error_class)
+        if again_s is not None and self._failed[job.id] < TRIES:
+            self._not_before_s[job.id] = clock.monotonic_s() + again_s
             return
         del self._failed[job.id]
+        hint = reply.hint
+        if again_s is not None:
+            hint = f"{hint}; then: trainer-tui queue retry {job.id}".removeprefix("; then: ")
         error = JobError(
-            error_class=reply.error_class, message=reply.message, hint=reply.hint, phase="check"
+            error_class=reply.error_class,
+            message=reply.message,
+            hint=hint,
+            phase="check",
+            retryable=again_s is not None,
         )
         await self._desk.ask(partial(_fail_waiting, job_id=job.id, error=error), job.id)
         text = f"#{job.id} {job.name} could not be checked again: {reply.message}"
-        self._teller.say("error", "job", text, hint=reply.hint, job=job.id)
+        self._teller.say("error", "job", text, hint=hint, job=job.id)
 
 
 def _fail_waiting(queue: Queue, job_id: int, error: JobError) -> None:

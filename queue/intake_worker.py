@@ -5,7 +5,8 @@ JSON lines on stdin and stdout, one answer for each request, in order:
 `{"ok": true, "staged", "meta", "verdict"}` or `{"ok": false, "class", "message", "hint"}`.
 `{"do": "check", "path": job folder}` makes a job's report again; the answer is alike.
 `path_bytes` (base64) stands for `path` when the name is not UTF-8. Classes: busy (ask again
-later), gone, duplicate, data_error, refused, config, disk, memory, timeout, usage, defect.
+later), gone, duplicate, data_error, refused, config, disk (no room), io_error (it does not read or
+write), memory, timeout, usage, defect.
 
 Hostile files meet this process, not the daemon: its memory and CPU time are limited and it never
 holds anything but a staging directory. It ends at end of input or after a minute without a request.
@@ -42,7 +43,7 @@ from trainer_tui.safety.workspace import Workspace, find
 
 IDLE_EXIT_S = 60.0
 TRAINED_SHARE = 20
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 log = logging.getLogger("intake")
 
 
@@ -151,6 +152,9 @@ def _classified(problem: Exception) -> dict[str, Any]:
             return _no("gone", "it is not there any more", "")
         case OSError() if problem.errno in _DISK_ERRORS:
             return _no("disk", f"the disk does not take it: {problem.strerror}", "make room")
+        case OSError() if problem.errno == errno.EIO:
+            hint = "look at the disk (dmesg, smartctl), or copy the file to it again"
+            return _no("io_error", f"the disk does not read or write it: {problem.strerror}", hint)
         case OSError():
             return _no("refused", f"it cannot be read: {problem.strerror}", "")
         case _:

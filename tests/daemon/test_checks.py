@@ -119,6 +119,34 @@ def test_a_stricter_setting_stops_files_that_wait_and_leaves_accepted_ones(pause
     assert paused.job("kept.jsonl")["state"] == "waiting"
 
 
+BAD_SECTOR = """
+from trainer_tui.daemon import checks, intake_worker
+intake_worker.MODULE = "dying_worker"
+checks._TRY_AGAIN_S["io_error"] = 0.2
+"""
+
+
+def test_a_file_on_a_bad_sector_is_set_aside_and_those_behind_it_are_trained(tmp_path, tokenizer):
+    harness = Harness(make_workspace(tmp_path / "ws"))
+    harness.prelude = BAD_SECTOR
+    harness.start()
+    try:
+        harness.post("/v1/training/pause")
+        sick = drop(harness, "sick", rows(5, 3, "sick"))
+        drop(harness, "well", rows(5, 3, "well"))
+        give_model(harness, tokenizer)
+        harness.post("/v1/training/resume")
+        assert harness.until_job("well.jsonl", "completed", 60)["verdict"] == "ok"
+        error = harness.until_job("sick.jsonl", "failed")["error"]
+        assert "Input/output error" in error["message"] and error["retryable"]
+        assert f"queue retry {sick['id']}" in error["hint"] and error["class"] == "io_error"
+        assert len(harness.said("sick.jsonl could not be checked again")) == 1
+        retried = harness.post(f"/v1/jobs/{sick['id']}/retry")
+        assert retried["state"] == "waiting"
+    finally:
+        harness.close()
+
+
 def test_a_check_cut_short_anywhere_is_made_again_and_nothing_blocked_starts(
     paused, tokenizer, monkeypatch
 ):
