@@ -21,11 +21,11 @@ from trainer_tui.daemon.desk import Desk
 from trainer_tui.daemon.intake_worker import IntakeWorker, Reply
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
-from trainer_tui.queue import intake, originals
+from trainer_tui.queue import copies, intake, originals
 from trainer_tui.queue.intake import Candidate, InboxLook
 from trainer_tui.queue.job import Job, Source
 from trainer_tui.queue.store import Duplicate, Queue
-from trainer_tui.safety import clock, durable
+from trainer_tui.safety import clock
 from trainer_tui.safety.errors import DataProblem, Refused
 from trainer_tui.safety.text import file_name_text
 from trainer_tui.safety.workspace import Workspace
@@ -199,10 +199,8 @@ class Inbox:
             self._put_off(candidate, reply)
             return False
         try:
-            job = await self._admit(reply, candidate.priority, again=False, added_by="inbox")
-        except Duplicate as duplicate:
-            await self._set_duplicate_aside(candidate, duplicate)
-            return True
+            wish = partial(admit_found, staged=Path(reply.staged), priority=candidate.priority)
+            job = await self._desk.ask(wish)
         except OSError as problem:
             why = f"the disk does not take it: {problem.strerror}"
             self._put_off(candidate, Reply(False, error_class="disk", message=why))
@@ -248,20 +246,6 @@ class Inbox:
             self._teller.say("error", "inbox", text, hint=hint)
         return times >= WORKER_DEATHS
 
-    async def _set_duplicate_aside(self, candidate: Candidate, duplicate: Duplicate) -> None:
-        """Its content is in the queue's care already; the second copy goes to the trash."""
-        aside = self._workspace.trash / f"duplicate-of-{duplicate.job_id}.{_stamp()}"
-        with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(durable.rename, candidate.path, aside)
-        name = file_name_text(os.fsencode(candidate.path.name))
-        self._teller.say(
-            "warning",
-            "inbox",
-            f"{name} is a copy of job {duplicate.job_id} and was not queued again",
-            hint=duplicate.hint,
-            job=duplicate.job_id,
-        )
-
     def _say_taken(self, job: Job) -> None:
         if job.state == "failed":
             error = self._desk.queue.error(job)
@@ -290,15 +274,12 @@ class Inbox:
         if not reply.ok:
             kind = DataProblem if reply.error_class == "data_error" else Refused
             raise kind(reply.message, reply.hint)
-        job = await self._admit(reply, priority, again=again, added_by=added_by)
-        self._say_taken(job)
-        return job
-
-    async def _admit(self, reply: Reply, priority: str, *, again: bool, added_by: str) -> Job:
         wish = partial(
             admit, staged=Path(reply.staged), priority=priority, again=again, added_by=added_by
         )
-        return await self._desk.ask(wish)
+        job = await self._desk.ask(wish)
+        self._say_taken(job)
+        return job
 
 
 def admit(queue: Queue, staged: Path, priority: str, *, again: bool, added_by: str) -> Job:
@@ -315,6 +296,23 @@ def admit(queue: Queue, staged: Path, priority: str, *, again: bool, added_by: s
         raise
 
 
+def admit_found(queue: Queue, staged: Path, priority: str) -> Job:
+    """A file of the inbox: one that is a copy of a job by now becomes a failed job that says so.
+
+    Raises:
+        OSError: the disk.
+    """
+    try:
+        try:
+            return queue.admit(staged, priority, added_by="inbox")
+        except Duplicate as duplicate:
+            copies.set_complete_aside(staged, duplicate.message)
+            return queue.admit(staged, priority, added_by="inbox")
+    except OSError:
+        queue.discard(staged)
+        raise
+
+
 def _may_be_a_file(change: Change, path: str) -> bool:
     """What goes away (we remove originals ourselves) and unfinished names need no look."""
     return change is not Change.deleted and not intake.is_unfinished(path.rpartition("/")[2])
@@ -325,7 +323,3 @@ def _counted(paths: Collection[Path]) -> str:
     if len(paths) > 1:
         return f"{len(paths)} files"
     return "".join(file_name_text(os.fsencode(path.name)) for path in paths)
-
-
-def _stamp() -> str:
-    return clock.now_iso().replace(":", "").replace(".", "")

@@ -21,7 +21,7 @@ from trainer_tui.safety.workspace import Workspace
 RECONCILE_EVERY_S = 20.0
 RECONCILE_SHARE = 200  # at most half a percent of the time is spent looking
 EXPIRE_EVERY_S = 3600.0
-TRASH_GLOBS = ("job.*", "incident.*")
+TRASH_GLOBS = ("job.*", "incident.*", "duplicate-of-*")  # the last: files, of earlier releases
 INCIDENTS_KEPT = 500
 MANY_JOBS = 10_000
 
@@ -95,7 +95,10 @@ def _empty_trash(trash: Path, oldest: datetime) -> list[str]:
     for path in sorted(found for pattern in TRASH_GLOBS for found in trash.glob(pattern)):
         try:
             if path.lstat().st_ctime < oldest.timestamp():  # ctime: when it was renamed to here
-                durable.remove_tree(path)
+                if path.is_dir() and not path.is_symlink():
+                    durable.remove_tree(path)
+                else:
+                    durable.remove_file(path)
         except FileNotFoundError:
             continue  # somebody else deleted it
         except OSError as problem:

@@ -21,7 +21,7 @@ from trainer_tui.data.encode import limits_of
 from trainer_tui.data.options import TokenOptions
 from trainer_tui.data.rows import RowProblem
 from trainer_tui.data.template import EncodedRow
-from trainer_tui.queue import intake, originals, report, trained
+from trainer_tui.queue import copies, intake, originals, report, trained
 from trainer_tui.queue.job import (
     DATA_NAME,
     ERROR_NAME,
@@ -39,7 +39,6 @@ from trainer_tui.queue.known import Known
 from trainer_tui.queue.report import Context, Report
 from trainer_tui.queue.row_hashes import ROW_HASHES_NAME
 from trainer_tui.queue.tally import Reject
-from trainer_tui.queue.verdict import ACCEPT
 from trainer_tui.safety import durable
 from trainer_tui.safety.errors import DataProblem, Refused
 from trainer_tui.safety.workspace import Workspace
@@ -231,13 +230,7 @@ def _duplicate(folder: Path, order: Order, meta: Meta, holder: int) -> Staged:
         )
     if order.keep_original:
         raise SameContent(message, "to train it once more, add it with --again")
-    error = JobError(
-        error_class="duplicate",
-        message=message,
-        hint=f"to train it once more: {ACCEPT}",
-    )
-    durable.write_new(folder / ERROR_NAME, encode_error(error))
-    return _finish(folder, msgspec.structs.replace(meta, verdict="block", summary=message))
+    return _finish(folder, copies.set_aside(folder, meta, message))
 
 
 def _unreadable(

@@ -87,6 +87,25 @@ def test_a_file_in_a_folder_that_keeps_it_is_one_failed_job_until_it_changes(
     wait_for(lambda: not bad.exists(), why="it is removed once that can be done")
 
 
+def test_a_copy_that_was_admitted_meanwhile_is_a_failed_job_that_says_so(harness: Harness) -> None:
+    """The worker, which looks first, does not know the other yet; the daemon does."""
+    harness.prelude = "from trainer_tui.queue import known; known.remember = lambda *_: None"
+    harness.start()
+    harness.post("/v1/training/pause")
+    inbox = harness.workspace.inbox
+    for name in ("first.jsonl", "second.jsonl"):
+        (inbox / name).write_bytes(chat_rows(2, "same"))
+        wait_for(lambda name=name: harness.job(name))
+    second = harness.job("second.jsonl")
+    assert second["state"] == "failed"
+    assert second["error"]["message"] == "second.jsonl has the same content as job 1"
+    assert f"queue retry {second['id']} --accept" in second["error"]["hint"]
+    wait_for(lambda: not (inbox / "second.jsonl").exists())
+    assert not list(harness.workspace.trash.iterdir())
+    accepted = harness.post(f"/v1/jobs/{second['id']}/retry", {"accept": True})
+    assert accepted["state"] == "waiting"
+
+
 def test_a_read_only_inbox_gives_all_its_files_once(harness: Harness) -> None:
     inbox = harness.workspace.inbox
     harness.prelude = READ_ONLY.format(inbox=str(inbox))

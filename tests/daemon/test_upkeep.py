@@ -48,8 +48,9 @@ def test_old_incidents_go_to_the_trash_the_newest_stay_and_it_is_said(serve):
 def test_trash_is_emptied_by_age_and_only_what_is_old(tmp_path):
     for name in ("job.failed.x", "incident.2026", "versions"):
         (tmp_path / name).mkdir()
+    (tmp_path / "duplicate-of-7.20261101T100000").write_bytes(b"a copy")
     upkeep._empty_trash(tmp_path, datetime.now().astimezone() - timedelta(hours=1))
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
     upkeep._empty_trash(tmp_path, datetime.fromtimestamp(time.time() + 60).astimezone())
     assert [path.name for path in tmp_path.iterdir()] == ["versions"]  # not ours
 
