@@ -11,11 +11,22 @@ import contextlib
 import logging
 import signal
 import socket
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
-from trainer_tui.daemon import api, api_jobs, commands, disk_watch, eta, predecessor, status, undo
+from trainer_tui.daemon import (
+    api,
+    api_jobs,
+    commands,
+    disk_watch,
+    eta,
+    first_words,
+    predecessor,
+    status,
+    undo,
+)
 from trainer_tui.daemon.bus import Bus
 from trainer_tui.daemon.checks import Checks
 from trainer_tui.daemon.desk import Desk
@@ -64,6 +75,8 @@ class Daemon:
         self._ending = asyncio.Event()
         self._signals = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._early: list[str] = []  # said before anybody could hear it
 
     # --- coming up -------------------------------------------------------------------------------
 
@@ -73,11 +86,17 @@ class Daemon:
         self._settings.load()
         durable.sweep_staging(self._workspace.state)
         self._history.start()
-        first_id = max(int(clock.now_s() * 1000), self._history.last_event_id().result(30) + 1)
-        self._bus = Bus(first_id)
+        self._bus = Bus(max(int(clock.now_s() * 1000), self._last_event_id() + 1))
         self._teller = Teller(self._bus, self._history)
         self._desk = Desk(self._workspace, self._settings, self._bus)
         self._desk.open()
+
+    def _last_event_id(self) -> int:
+        try:
+            return self._history.last_event_id().result(30)
+        except (OSError, sqlite3.Error) as problem:  # history is never needed
+            self._say_from_thread(f"history cannot be read: {problem}")
+            return 0
 
     def _assemble(self) -> House:
         means = Means(
@@ -148,7 +167,7 @@ class Daemon:
         """Serve until the end. Returns the exit code."""
         self._loop = asyncio.get_running_loop()
         house = self._assemble()
-        await asyncio.to_thread(self._undo.load)
+        undo_problem = await asyncio.to_thread(self._undo.load)
         await self._remember_figures()
         await self._remember_best()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -163,10 +182,8 @@ class Daemon:
         self._teller.say("info", "daemon", f"the daemon serves {self._workspace.root}")
         if self._before is not None:
             await predecessor.tell(self._workspace, self._before, self._teller)
-        if self._settings.problem:
-            self._teller.say("error", "config", self._settings.problem)
-        for finding in self._desk.findings:
-            self._teller.say("warning", "queue", finding.text)
+        intent, findings = self._training.intent, self._desk.findings
+        first_words.tell(self._teller, self._settings, intent, findings, undo_problem, self._early)
         work = [self._start(steady(name, run, self._teller.say)) for name, run in self._parts()]
         notify_systemd("READY=1")
         await self._ending.wait()
@@ -195,7 +212,7 @@ class Daemon:
         ]
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = self._loop.create_task(work)
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         return task
@@ -329,7 +346,10 @@ class Daemon:
 
     def _say_from_thread(self, text: str) -> None:
         log.error("%s", text)
-        with contextlib.suppress(RuntimeError, AttributeError):  # before or after the loop
+        if self._loop is None:
+            self._early.append(text)
+            return
+        with contextlib.suppress(RuntimeError):  # after the loop
             self._loop.call_soon_threadsafe(self._teller.say, "error", "history", text)
 
     async def _shut_down(

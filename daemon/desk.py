@@ -90,6 +90,7 @@ class Desk:
         """Read the queue's directories; blocks. What was odd about them is in `findings`."""
         self._queue = Queue(self._workspace)
         self.findings = list(self._queue.findings)
+        self._queue.said = frozenset(self.findings)  # told at the start, not by the first look too
         self._look()
 
     @property

@@ -9,7 +9,9 @@ Points are the business of `curves.py`.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -23,6 +25,7 @@ import msgspec
 from trainer_tui.daemon import curves
 from trainer_tui.daemon.curves import Point
 from trainer_tui.safety import clock
+from trainer_tui.safety.errors import is_lack
 
 log = logging.getLogger("history")
 T = TypeVar("T")
@@ -174,20 +177,35 @@ class History:
         try:
             return action(self._open())
         except sqlite3.DatabaseError as problem:
-            if isinstance(problem, sqlite3.OperationalError) and "disk" not in str(problem):
-                raise  # busy, locked, no such table: not damage
-            if "full" in str(problem):
+            shut = self._connection is None and self._is_shut()
+            if not (_is_damage(problem) or shut):
                 raise
             self._move_aside(problem)
             return action(self._open())
 
+    def _is_shut(self) -> bool:
+        """Whether one of its files is there and may not be opened, or is none. Asked only where
+        no connection is open: closing a file drops the process's locks on it."""
+        for suffix in ("", "-wal", "-shm"):
+            try:
+                os.close(os.open(f"{self._path}{suffix}", os.O_RDWR | os.O_CLOEXEC))
+            except FileNotFoundError:
+                continue
+            except OSError as problem:
+                return not (is_lack(problem) or problem.errno == errno.EROFS)
+        return False
+
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             base = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
-            base.execute("PRAGMA journal_mode=WAL")
-            base.execute("PRAGMA synchronous=NORMAL")
-            base.execute("PRAGMA cache_size=-4000")
-            base.executescript(curves.SCHEMA + _SCHEMA)
+            try:
+                base.execute("PRAGMA journal_mode=WAL")
+                base.execute("PRAGMA synchronous=NORMAL")
+                base.execute("PRAGMA cache_size=-4000")
+                base.executescript(curves.SCHEMA + _SCHEMA)
+            except BaseException:
+                base.close()
+                raise
             self._connection = base
         return self._connection
 
@@ -198,7 +216,7 @@ class History:
         aside = self._path.with_name(f"{self._path.name}.broken-{int(clock.now_s())}")
         for suffix in ("", "-wal", "-shm"):
             part = self._path.with_name(self._path.name + suffix)
-            if part.exists():
+            if os.path.lexists(part):
                 part.rename(aside.with_name(aside.name + suffix))
         self._say(f"history.db could not be used ({problem}); it is now {aside.name}")
 
@@ -231,6 +249,13 @@ class History:
 def _log_failure(answer: Future[Any]) -> None:
     if problem := answer.exception():
         log.warning("history was not pruned: %s", problem)
+
+
+def _is_damage(problem: sqlite3.DatabaseError) -> bool:
+    """A bad medium or malformed pages; busy, locked, full, no such table: not damage."""
+    if isinstance(problem, sqlite3.OperationalError) and "disk" not in str(problem):
+        return False
+    return "full" not in str(problem)
 
 
 def _one(base: sqlite3.Connection, question: str, *values: object) -> Any:

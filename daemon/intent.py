@@ -11,8 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from trainer_tui.safety import clock, durable
+from trainer_tui.safety import clock, durable, state_file
+from trainer_tui.safety.state_file import Unusable
 
+NOBODY = "daemon"
 Wish = Literal["run", "pause", "stop_after_file", "stopped", "degraded"]
 
 
@@ -25,23 +27,32 @@ class Intent(msgspec.Struct, frozen=True):
     why: str = ""
     release: bool = False
 
+    @property
+    def is_unknown(self) -> bool:
+        """It stands for one that could not be read."""
+        return self.training == "stopped" and self.by == NOBODY
+
 
 _decoder = msgspec.json.Decoder(Intent)
 
 
 def load(path: Path) -> Intent:
-    """The intent on disk; a missing file means `run`, a damaged one means `stopped`: what a
-    person stopped must not start because a file cannot be read."""
+    """The intent on disk; a missing file means `run`, one that cannot be used means `stopped`: what
+    a person stopped must not start because a file cannot be read."""
     try:
-        return _decoder.decode(path.read_bytes())
+        found = state_file.read(path, _decoder.decode)
     except FileNotFoundError:
         return Intent()
-    except msgspec.MsgspecError as problem:
-        return Intent("stopped", "daemon", clock.now_iso(), f"intent.json is damaged: {problem}")
+    if isinstance(found, Unusable):
+        why = f"{found.text}, so what was asked of training is not known; trainer-tui resume"
+        return Intent("stopped", NOBODY, clock.now_iso(), why)
+    return found
 
 
 def save(path: Path, intent: Intent) -> None:
     """Raises OSError: the old intent still stands."""
+    if path.is_dir() and not path.is_symlink():  # no rename of a file takes a folder's name
+        state_file.set_aside(path)
     durable.replace(path, msgspec.json.encode(intent))
 
 

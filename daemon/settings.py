@@ -17,9 +17,18 @@ from typing import Any, Literal
 
 import msgspec
 
-from trainer_tui.safety import checkpoints, clock, config, config_edit, durable, manifest
+from trainer_tui.safety import (
+    checkpoints,
+    clock,
+    config,
+    config_edit,
+    durable,
+    manifest,
+    state_file,
+)
 from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import ConfigProblem, Corrupt, NotFound, Refused
+from trainer_tui.safety.state_file import Unusable
 from trainer_tui.safety.workspace import Workspace
 
 log = logging.getLogger("daemon")
@@ -42,6 +51,9 @@ class Approvals(msgspec.Struct, frozen=True):
 
     values: dict[str, Any]
     log: list[Approval] = []
+
+
+_approvals_decoder = msgspec.json.Decoder(Approvals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,7 @@ class Settings:
         self._approvals_file = workspace.state / "approvals.json"
         self._stamp: tuple[int, int, int] | None = None
         self.problem: str | None = None
+        self.found_at_start = ""  # what people should know besides
         self.config = Config()
         self.frozen: Config | None = None
         self.approvals = Approvals({})
@@ -82,18 +95,23 @@ class Settings:
         """Read the file, or fall back to the last good one. Called once, before the loop.
 
         Raises:
-            ConfigProblem: it is broken and there was never a good one.
+            ConfigProblem: it is broken and there is no good one of before.
         """
         self._stamp = self._look()
         try:
             self.config = config.load(self._file)
             self._keep_good()
         except ConfigProblem as problem:
-            if not self._last_good.exists():
-                raise
-            self.config = config.load(self._last_good)
+            self.config = self._load_last_good(problem)
             self.problem = str(problem)
         self._load_approvals()
+
+    def _load_last_good(self, problem: ConfigProblem) -> Config:
+        try:
+            return config.load(self._last_good)
+        except ConfigProblem as also:
+            log.error("there is no last good config either: %s", also.message)
+            raise problem from None
 
     def changed_on_disk(self) -> bool:
         """A cheap look; in a thread."""
@@ -121,24 +139,33 @@ class Settings:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _keep_good(self) -> None:
-        data = self._file.read_bytes()
-        if not self._last_good.exists() or self._last_good.read_bytes() != data:
-            durable.replace(self._last_good, data)
+        """For a later start. Without it these settings are in force all the same."""
+        try:
+            data = self._file.read_bytes()
+            kept = state_file.read(self._last_good, bytes) if self._last_good.exists() else b""
+            if self._last_good.is_dir():
+                state_file.set_aside(self._last_good)
+            if kept != data:
+                durable.replace(self._last_good, data)
+        except OSError as problem:
+            log.error("config.last_good.toml was not written: %s", problem)
 
     # --- approvals -------------------------------------------------------------------------------
 
     def _load_approvals(self) -> None:
+        values = {key: _value(self.config, key) for key in sorted(KEPT_KEYS)}
         try:
-            found = msgspec.json.decode(self._approvals_file.read_bytes(), type=Approvals)
-            missing = {key: _value(self.config, key) for key in KEPT_KEYS - set(found.values)}
-            self.approvals = Approvals({**found.values, **missing}, found.log)
+            found = state_file.read(self._approvals_file, _approvals_decoder.decode)
         except FileNotFoundError:
-            values = {key: _value(self.config, key) for key in sorted(KEPT_KEYS)}
             self._save_approvals(Approvals(values))
-        except msgspec.MsgspecError as problem:
-            log.error("approvals.json is damaged (%s): the values of now are taken", problem)
-            values = {key: _value(self.config, key) for key in sorted(KEPT_KEYS)}
+            return
+        if isinstance(found, Unusable):
+            aside = state_file.set_aside(self._approvals_file)
+            self.found_at_start = f"{found.text}{aside}: what config.toml says is approved"
+            log.error("%s", self.found_at_start)
             self._save_approvals(Approvals(values))
+            return
+        self.approvals = Approvals({**values, **found.values}, found.log)
 
     def _save_approvals(self, approvals: Approvals) -> None:
         durable.replace(self._approvals_file, msgspec.json.encode(approvals))

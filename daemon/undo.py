@@ -7,13 +7,15 @@ disk; one that can no longer be applied is refused with the reason and dropped.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import msgspec
 
-from trainer_tui.safety import durable
-from trainer_tui.safety.errors import Refused
+from trainer_tui.safety import durable, state_file
+from trainer_tui.safety.errors import Refused, is_lack
+from trainer_tui.safety.state_file import Unusable
 from trainer_tui.safety.workspace import Workspace
 
 DEPTH = 100
@@ -73,6 +75,9 @@ class Log(msgspec.Struct, frozen=True):
     undone: tuple[Entry, ...] = ()
 
 
+_decoder = msgspec.json.Decoder(Log)
+
+
 class UndoLog:
     """`apply(act, by)` does an act; it raises Refused or NotFound when it cannot."""
 
@@ -82,13 +87,29 @@ class UndoLog:
         self._lock = asyncio.Lock()
         self._log = Log()
 
-    def load(self) -> None:
-        """A damaged log is an empty one: nothing but convenience is lost."""
-        durable.make_directory(self._file.parent)
+    def load(self) -> str:
+        """A log that cannot be used is an empty one: nothing but convenience is lost.
+
+        Returns:
+            What people should know of it; empty when all is well.
+        """
+        folder, said = self._file.parent, ""
         try:
-            self._log = msgspec.json.decode(self._file.read_bytes(), type=Log)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            self._log = Log()
+            if os.path.lexists(folder) and not folder.is_dir():
+                said = f"state/undo is no folder{state_file.set_aside(folder)}"
+            durable.make_directory(folder)
+            found = state_file.read(self._file, _decoder.decode)
+        except FileNotFoundError:
+            return said
+        except OSError as problem:
+            if is_lack(problem):
+                raise
+            return f"what can be undone cannot be kept: {problem}"
+        if isinstance(found, Unusable):
+            aside = state_file.set_aside(self._file)
+            return f"{found.text}{aside}: nothing of before can be undone"
+        self._log = found
+        return said
 
     def as_dict(self) -> dict[str, Any]:
         """What would be undone and redone next."""

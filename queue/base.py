@@ -30,12 +30,11 @@ from trainer_tui.queue.job import (
     read_error,
 )
 from trainer_tui.queue.line import Work
+from trainer_tui.queue.numbering import next_id
 from trainer_tui.queue.waiting import QuietHours, first_startable
 from trainer_tui.safety import clock, durable
 from trainer_tui.safety.errors import NotFound, Refused, Stale
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS, Workspace
-
-NEXT_ID_NAME = "next_id"
 
 
 class QueueBase:
@@ -48,10 +47,12 @@ class QueueBase:
         self._now_iso = now_iso
         self._lock = threading.RLock()
         self.index = Index()
-        self._known = known.read(self.folder)
+        self._known, problem = known.read(self.folder)
         self._revision = max(1, int(clock.now_s() * 1000))  # above what any client has seen
         self._changed_at: dict[int, int] = {}
         self.findings: list[scan.Finding] = []
+        if problem:
+            self.findings.append(scan.Finding("damaged", 0, problem))
         self.said: frozenset[scan.Finding] = frozenset()
         self.folder_marks: tuple[int, ...] | None = None
         self.lasting: list[scan.Finding] = []
@@ -60,7 +61,10 @@ class QueueBase:
             durable.make_directory(self.folder / name)
         durable.sweep_staging(self.folder)
         self._scan()
-        self._next_id = self._read_next_id()
+        self._next_id, finding = next_id(
+            workspace, itertools.chain(self.index.by_id, self._known.values())
+        )
+        self.findings += [finding] if finding is not None else []
 
     def _scan(self) -> None:
         first: dict[int, scan.Found] = {}
@@ -78,15 +82,6 @@ class QueueBase:
             if finding is not None:
                 self.findings.append(finding)
             yield job
-
-    def _read_next_id(self) -> int:
-        try:
-            text = (self.folder / NEXT_ID_NAME).read_text()
-        except FileNotFoundError:
-            text = ""
-        stored = int(text) if text.strip().isdigit() else 1
-        highest = max(self.index.by_id, default=0)
-        return max(stored, highest + 1, max(self._known.values(), default=0) + 1)
 
     # --- reading ---------------------------------------------------------------------------------
 

@@ -8,22 +8,31 @@ that still have a directory are known from there.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from trainer_tui.queue.job import Meta
-from trainer_tui.safety import durable
-from trainer_tui.safety.errors import Refused
+from trainer_tui.safety import durable, state_file
+from trainer_tui.safety.errors import Refused, is_lack
 from trainer_tui.safety.workspace import PRIORITIES
 
 FILE_NAME = "known_files"
+_ID = re.compile(r"[0-9]{1,19}")
 END = "."  # a line without it was torn
 
 
-def read(queue: Path) -> dict[str, int]:
-    """sha256 -> job id. A torn last line (power cut) is left out."""
+def read(queue: Path) -> tuple[dict[str, int], str]:
+    """sha256 -> job id. A torn last line (power cut) is left out.
+
+    Returns:
+        Also what people should know: a list that cannot be read is set aside and begun anew.
+    """
     found = Known(queue)
     found.catch_up()
-    return found.holders
+    if not found.problem:
+        return found.holders, ""
+    aside = state_file.set_aside(queue / FILE_NAME)
+    return {}, f"{found.problem}{aside}; files trained long ago may come again"
 
 
 class Known:
@@ -34,6 +43,7 @@ class Known:
         self._path = queue / FILE_NAME
         self._inode, self._read_bytes = 0, 0
         self.holders: dict[str, int] = {}
+        self.problem = ""  # why nothing is known: the queue still knows its own jobs
 
     def holder_of(self, sha256: str) -> int | None:
         """The job that has this content, or had it."""
@@ -41,24 +51,33 @@ class Known:
         return self.holders.get(sha256)
 
     def catch_up(self) -> None:
+        self.problem = ""
         try:
-            stream = self._path.open("rb")
-        except FileNotFoundError:
+            added = self._added()
+        except OSError as problem:
+            if is_lack(problem):
+                raise
             self._inode, self._read_bytes, self.holders = 0, 0, {}
+            if not isinstance(problem, FileNotFoundError):
+                self.problem = f"{FILE_NAME} cannot be read ({problem.strerror})"
             return
-        with stream:
+        for line in added.split(b"\n"):
+            self._note(line)
+
+    def _added(self) -> bytes:
+        """Whole lines since the last look. Raises OSError."""
+        with self._path.open("rb") as stream:
             info = os.fstat(stream.fileno())
             if info.st_ino != self._inode or info.st_size < self._read_bytes:
                 self._inode, self._read_bytes, self.holders = info.st_ino, 0, {}
             stream.seek(self._read_bytes)
             whole, end, _ = stream.read().rpartition(b"\n")
         self._read_bytes += len(whole) + len(end)
-        for line in whole.split(b"\n"):
-            self._note(line)
+        return whole
 
     def _note(self, line: bytes) -> None:
         parts = line.decode("ascii", "replace").split()
-        if len(parts) != 3 or parts[2] != END or not parts[1].isdigit():
+        if len(parts) != 3 or parts[2] != END or not _ID.fullmatch(parts[1]):
             return
         sha256, job_id = parts[0], int(parts[1])
         if job_id:

@@ -25,6 +25,7 @@ from trainer_tui.queue.job import (
     parse_directory_name,
 )
 from trainer_tui.safety import clock, durable, hashing
+from trainer_tui.safety.errors import is_lack
 from trainer_tui.safety.text import printable
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS
 
@@ -35,11 +36,13 @@ SURE_NS = 1_000_000_000  # the kernel's time stamps are some milliseconds coarse
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something that a person or a crash did to the queue. `kind`: moved | appeared | vanished |
-    foreign | twice | damaged | edited. `job_id` is 0 when no job is meant."""
+    foreign | twice | damaged | edited | unreadable. `job_id` is 0 when no job is meant; `hides` is
+    the folder whose jobs cannot be seen now."""
 
     kind: str
     job_id: int
     text: str
+    hides: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,12 @@ def directories(queue: Path) -> Iterator[Found | Finding]:
         try:
             entries = list(os.scandir(queue / folder))
         except FileNotFoundError:
+            continue
+        except OSError as problem:
+            if is_lack(problem):
+                raise
+            text = f"state/queue/{folder} cannot be read ({problem.strerror}): its jobs wait"
+            yield Finding("unreadable", 0, text, folder)
             continue
         for entry in entries:
             if durable.is_staging(entry.name):

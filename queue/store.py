@@ -17,7 +17,6 @@ from pathlib import Path
 import msgspec
 
 from trainer_tui.queue import check, known, row_hashes
-from trainer_tui.queue.base import NEXT_ID_NAME
 from trainer_tui.queue.job import (
     COMPLETED,
     ERROR_NAME,
@@ -35,6 +34,7 @@ from trainer_tui.queue.job import (
     with_number,
 )
 from trainer_tui.queue.moves import QueueMoves, check_priority
+from trainer_tui.queue.numbering import NEXT_ID_NAME
 from trainer_tui.queue.order import GAP
 from trainer_tui.queue.scan import Finding
 from trainer_tui.queue.upkeep import expired, reconcile

@@ -24,7 +24,8 @@ def reconcile(queue: Queue) -> list[Finding]:
     marks = scan.folder_marks(queue.folder)
     if marks is None or marks != queue.folder_marks:
         queue.lasting = _compare(queue)
-        queue.folder_marks = marks
+        shut = any(finding.hides for finding in queue.lasting)
+        queue.folder_marks = None if shut else marks  # it may open again without a mark
     found = [*queue.findings, *queue.lasting]
     queue.findings.clear()
     return _only_new(queue, found + _check_processing(queue))
@@ -48,8 +49,11 @@ def _compare(queue: Queue) -> list[Finding]:
         seen.add(found.name.id)
         if known is None or not _same_place(found, known):
             findings += _take_over(queue, found, known)
+    hidden = {finding.hides for finding in findings}
     for job_id in queue.index.by_id.keys() - seen:
         gone = queue.index.by_id[job_id]
+        if gone.folder in hidden:
+            continue
         queue.note_gone(job_id)
         text = f"job {job_id} ({gone.name}) was deleted by hand from {gone.folder}"
         findings.append(Finding("vanished", job_id, text))

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainer_tui.safety.errors import ConfigProblem
+from trainer_tui.safety.errors import ConfigProblem, is_lack
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -225,11 +225,17 @@ def load(path: Path) -> Config:
 
     Raises:
         ConfigProblem: with file, key, value, what is allowed and the nearest known key.
+        OSError: this process lacks memory or descriptors.
     """
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ConfigProblem(f"{path} is not there", "make one with: trainer-tui init") from None
+    except OSError as problem:
+        if is_lack(problem):
+            raise
+        hint = "it must be a file that the user who runs trainer-tui may read"
+        raise ConfigProblem(f"{path} cannot be read: {problem.strerror}", hint) from problem
     except UnicodeDecodeError as problem:
         raise ConfigProblem(f"{path}: not UTF-8 at byte {problem.start}") from None
     return parse(text, path)
