@@ -11,7 +11,7 @@ from trainer_tui.daemon.eta import NOW_S, Pace, Span
 from trainer_tui.queue.check import is_outdated
 from trainer_tui.queue.job import Job, JobError
 from trainer_tui.queue.line import Work
-from trainer_tui.queue.waiting import NEXT, QuietHours, why_waiting
+from trainer_tui.queue.waiting import NEXT, QuietHours, time_or_none, why_waiting
 
 TRAINED = "trained, waits for its checkpoint"
 
@@ -97,6 +97,11 @@ def tokens_of(job: Job, epochs: int) -> int | None:
     return job.meta.tokens * epochs if job.meta.tokens else None
 
 
+def _time(text: str | None) -> str | None:
+    """A hand may have written something else."""
+    return text if time_or_none(text) is not None else None
+
+
 def _view(
     job: Job,
     context: Context,
@@ -124,11 +129,11 @@ def _view(
         "summary": meta.summary,
         "attempts": job.attempts_without_progress,
         "held": meta.held,
-        "not_before": meta.not_before,
+        "not_before": _time(meta.not_before),
         "added_at": meta.added_at or None,
         "added_by": meta.added_by,
         "started_at": meta.started_at,
-        "finished_at": meta.finished_at,
+        "finished_at": _time(meta.finished_at),
         "seconds": meta.seconds,
         "fraction": _fraction(job, context),
         "eta_s": _rounded(start, end, 0),

@@ -24,6 +24,7 @@ from trainer_tui.queue.job import (
     directory_name,
     parse_directory_name,
 )
+from trainer_tui.queue.waiting import time_or_none
 from trainer_tui.safety import clock, durable, hashing
 from trainer_tui.safety.errors import is_lack
 from trainer_tui.safety.text import printable
@@ -106,7 +107,8 @@ def read_jobs(queue: Path, found: list[Found]) -> Iterator[tuple[Job, Finding | 
                 yield read_job(queue, one)
                 continue
             place = one.name
-            yield Job(place.id, one.folder, place.position, place.safe_name, meta), None
+            job = Job(place.id, one.folder, place.position, place.safe_name, meta)
+            yield job, _odd_times(job)
     finally:
         for fd in folders.values():
             os.close(fd)
@@ -140,7 +142,18 @@ def read_job(queue: Path, found: Found) -> tuple[Job, Finding | None]:
             f"job {bare.id} ({bare.safe_name}): its {META_NAME} {reason}; "
             "name, size and content were read again, the rest is lost",
         )
-    return Job(bare.id, bare.folder, bare.position, bare.safe_name, meta), finding
+    job = Job(bare.id, bare.folder, bare.position, bare.safe_name, meta)
+    return job, finding or _odd_times(job)
+
+
+def _odd_times(job: Job) -> Finding | None:
+    """Whether a hand wrote something into its `meta.json` that is no time."""
+    for name in ("not_before", "finished_at"):
+        text = getattr(job.meta, name)
+        if text is not None and time_or_none(text) is None:
+            said = f"{name} in its {META_NAME} is no time and counts as none: {text!r:.60}"
+            return Finding("edited", job.id, f"job {job.id} ({job.name}): {said}")
+    return None
 
 
 def _rebuilt(job: Job, queue: Path) -> Meta:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from trainer_tui.queue import scan
 from trainer_tui.queue.job import COMPLETED, FAILED, Job, JobError
 from trainer_tui.queue.scan import Finding
+from trainer_tui.queue.waiting import time_or_none
 from trainer_tui.safety.config import Retention
 
 if TYPE_CHECKING:
@@ -146,10 +147,5 @@ def expired(jobs: Sequence[Job], retention: Retention, now: datetime) -> list[Jo
 
 
 def _older(job: Job, days: int, now: datetime) -> bool:
-    if job.meta.finished_at is None:
-        return False
-    try:
-        finished = datetime.fromisoformat(job.meta.finished_at)
-    except ValueError:
-        return False
-    return now - finished > timedelta(days=days)
+    finished = time_or_none(job.meta.finished_at)
+    return finished is not None and now - finished > timedelta(days=days)

@@ -47,8 +47,22 @@ def parse_quiet_hours(text: str) -> QuietHours | None:
 
 
 def parse_time(text: str) -> datetime:
-    """An ISO time; one without a zone is local. Raises ValueError."""
-    return datetime.fromisoformat(text).astimezone()
+    """An ISO time; one without a zone is local. Raises ValueError, also for one so early or late
+    that it has no local time."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except OverflowError:
+        raise ValueError(f"{text} is beyond every calendar") from None
+
+
+def time_or_none(text: str | None) -> datetime | None:
+    """Of a `meta.json`, which a hand may have written: what is no time counts as none."""
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except ValueError:
+        return None
 
 
 def coming_time(text: str, now: datetime) -> datetime:
@@ -69,10 +83,9 @@ def startable(job: Job, now: datetime, quiet: QuietHours | None = None) -> bool:
 def _own_reason(job: Job, now: datetime, quiet: QuietHours | None) -> str | None:
     if job.meta.held:
         return f"held: trainer-tui queue unhold {job.id}"
-    if job.meta.not_before is not None:
-        at = parse_time(job.meta.not_before)
-        if now < at:
-            return f"not before {at:%Y-%m-%d %H:%M}"
+    at = time_or_none(job.meta.not_before)
+    if at is not None and now < at:
+        return f"not before {at:%Y-%m-%d %H:%M}"
     if quiet is not None and quiet.holds_at(now.astimezone()):
         return f"quiet hours until {quiet.end_text}"
     return None
