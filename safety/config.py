@@ -25,8 +25,15 @@ from pydantic import (
 
 from trainer_tui.safety.errors import ConfigProblem, is_lack
 
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+MANY = 10**15  # beyond any count of steps, rows or bytes, and a number everywhere
+LONG_S = 1e9  # 31 years: what clocks and timers still take
+LONG_DAYS = 36500
+Count = Annotated[int, Field(ge=1, le=MANY)]
+Whole = Annotated[int, Field(ge=0, le=MANY)]
+Days = Annotated[int, Field(ge=1, le=LONG_DAYS)]
+Seconds = Annotated[float, Field(gt=0, le=LONG_S)]
+Pause = Annotated[float, Field(ge=0, le=LONG_S)]
+Gigabytes = Annotated[float, Field(ge=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -60,10 +67,10 @@ class Behaviour(Section):
 
 
 class Validation(Section):
-    rows: int = Field(1000, ge=0)
+    rows: Whole = 1000
     share_of_file: Share = 0.1
     holdout_share: Share = 0.001
-    holdout_rows: int = Field(8, ge=0)
+    holdout_rows: Whole = 8
     slice_rows: Count = 64
     time_share: Annotated[float, Field(gt=0, le=1)] = 0.05
 
@@ -96,38 +103,38 @@ class Intake(Section):
 class Retention(Section):
     checkpoints: Count = 5
     versions: Count = 20
-    best_versions: int = Field(3, ge=0)
-    daily_days: int = Field(14, ge=0)
-    versions_with_optimizer: int = Field(2, ge=0)
+    best_versions: Whole = 3
+    daily_days: int = Field(14, ge=0, le=LONG_DAYS)
+    versions_with_optimizer: Whole = 2
     emergency_backups: Count = 5
     completed_jobs: Count = 500
-    completed_days: Count = 30
-    completed_gb: float = Field(50.0, gt=0)
-    trash_days: Count = 7
+    completed_days: Days = 30
+    completed_gb: float = Field(50.0, gt=0, le=1e9)
+    trash_days: Days = 7
 
 
 class Versioning(Section):
     after_every_file: bool = False
-    every_steps: int = Field(0, ge=0)
+    every_steps: Whole = 0
     on_new_best: bool = True
     second_location: str = ""
 
 
 class Disk(Section):
-    min_free_gb: float = Field(50.0, ge=0)
+    min_free_gb: Gigabytes = 50.0
     min_free_share: Share = 0.05
-    cache_gb: float = Field(20.0, ge=0)
+    cache_gb: Gigabytes = 20.0
 
 
 class Gpu(Section):
     max_temperature_c: Annotated[int, Field(ge=40, le=110)] = 90
     resume_temperature_c: Annotated[int, Field(ge=30, le=110)] = 80
-    foreign_memory_gb: float = Field(0.0, ge=0)
+    foreign_memory_gb: Gigabytes = 0.0
 
 
 class Supervision(Section):
     attempts: Count = 3
-    backoff_s: tuple[float, ...] = (1.0, 5.0, 30.0)
+    backoff_s: tuple[Pause, ...] = (1.0, 5.0, 30.0)
     idle_exit_s: Seconds = 900.0
     hang_floor_s: Seconds = 60.0
 
@@ -154,18 +161,18 @@ class Config(Section):
 
     model_name: str = "Qwen/Qwen3-0.6B"
     base_model: str = "models/base"
-    tokens_per_step: int = Field(32768, ge=0)
-    batch_size: int = Field(0, ge=0)
+    tokens_per_step: Whole = 32768
+    batch_size: Whole = 0
     gradient_accumulation: Count = 1
     pack_tokens: Count = 8192
-    micro_batch_tokens: int = Field(0, ge=0)
+    micro_batch_tokens: Whole = 0
     max_length: Count = 4096
     epochs: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
 
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: Whole = 100
     weight_decay: float = Field(0.01, ge=0)
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -178,7 +185,7 @@ class Config(Section):
     log_steps: Count = 1
     eval_steps: Count = 50
     save_steps: Count = 1000
-    min_save_interval_s: float = Field(300.0, ge=0)
+    min_save_interval_s: Pause = 300.0
     poll_interval: Seconds = 30.0
     tensorboard: bool = False
 
