@@ -26,10 +26,10 @@ from trainer_tui.queue import check
 from trainer_tui.queue.job import Job, JobError, State
 from trainer_tui.queue.line import Work
 from trainer_tui.queue.store import Queue
-from trainer_tui.queue.waiting import QuietHours, parse_quiet_hours
-from trainer_tui.safety import messages
-from trainer_tui.safety.errors import ConfigProblem, NotFound
+from trainer_tui.safety import messages, quiet_hours
+from trainer_tui.safety.errors import NotFound
 from trainer_tui.safety.manifest import LedgerEntry
+from trainer_tui.safety.quiet_hours import QuietHours
 from trainer_tui.safety.workspace import Workspace
 
 T = TypeVar("T")
@@ -103,10 +103,7 @@ class Desk:
         return self._queue
 
     def quiet(self) -> QuietHours | None:
-        try:
-            return parse_quiet_hours(self._settings.config.intake.quiet_hours)
-        except ConfigProblem:
-            return None  # said when the file was edited
+        return quiet_hours.parse(self._settings.config.intake.quiet_hours)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)

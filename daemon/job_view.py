@@ -11,7 +11,8 @@ from trainer_tui.daemon.eta import NOW_S, Pace, Span
 from trainer_tui.queue.check import is_outdated
 from trainer_tui.queue.job import Job, JobError
 from trainer_tui.queue.line import Work
-from trainer_tui.queue.waiting import NEXT, QuietHours, time_or_none, why_waiting
+from trainer_tui.queue.waiting import NEXT, time_or_none, why_waiting
+from trainer_tui.safety.quiet_hours import QuietHours
 
 TRAINED = "trained, waits for its checkpoint"
 

@@ -31,9 +31,10 @@ from trainer_tui.queue.job import (
 )
 from trainer_tui.queue.line import Work
 from trainer_tui.queue.numbering import next_id
-from trainer_tui.queue.waiting import QuietHours, first_startable
+from trainer_tui.queue.waiting import first_startable
 from trainer_tui.safety import clock, durable
 from trainer_tui.safety.errors import NotFound, Refused, Stale
+from trainer_tui.safety.quiet_hours import QuietHours
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS, Workspace
 
 

@@ -38,10 +38,11 @@ from trainer_tui.queue.numbering import NEXT_ID_NAME
 from trainer_tui.queue.order import GAP
 from trainer_tui.queue.scan import Finding
 from trainer_tui.queue.upkeep import expired, reconcile
-from trainer_tui.queue.waiting import QuietHours, coming_time, parse_time
+from trainer_tui.queue.waiting import coming_time, parse_time
 from trainer_tui.safety import durable
 from trainer_tui.safety.config import Retention
 from trainer_tui.safety.errors import NotFound, Refused
+from trainer_tui.safety.quiet_hours import QuietHours
 from trainer_tui.safety.text import safe_name
 from trainer_tui.safety.workspace import PRIORITIES, QUEUE_FOLDERS
 

@@ -4,46 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from trainer_tui.queue.job import Job
-from trainer_tui.safety.errors import ConfigProblem
+from trainer_tui.safety.quiet_hours import QuietHours
 
 NEXT = "next"
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
-_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)\s*-\s*([01]\d|2[0-3]):([0-5]\d)")
-
-
-@dataclass(frozen=True, slots=True)
-class QuietHours:
-    """Minutes since midnight, local time; `start` > `end` spans midnight."""
-
-    start: int
-    end: int
-
-    def holds_at(self, now: datetime) -> bool:
-        minute = now.hour * 60 + now.minute
-        if self.start <= self.end:
-            return self.start <= minute < self.end
-        return minute >= self.start or minute < self.end
-
-    @property
-    def end_text(self) -> str:
-        return f"{self.end // 60:02d}:{self.end % 60:02d}"
-
-
-def parse_quiet_hours(text: str) -> QuietHours | None:
-    """`22:00-06:30`, or None for an empty text. Raises ConfigProblem."""
-    if not text.strip():
-        return None
-    found = _HOURS.fullmatch(text.strip())
-    if found is None:
-        raise ConfigProblem(
-            f"intake.quiet_hours = {text!r} is not a time span", "write it as 22:00-06:30"
-        )
-    hours = [int(part) for part in found.groups()]
-    return QuietHours(hours[0] * 60 + hours[1], hours[2] * 60 + hours[3])
 
 
 def parse_time(text: str) -> datetime:

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from trainer_tui.safety import quiet_hours
 from trainer_tui.safety.errors import ConfigProblem, is_lack
 
 MANY = 10**15  # beyond any count of steps, rows or bytes, and a number everywhere
@@ -99,6 +100,12 @@ class Intake(Section):
     rewritten_turns: Literal["per_turn", "refuse"] = "per_turn"
     quiet_hours: str = ""
 
+    @field_validator("quiet_hours")
+    @classmethod
+    def _is_a_span_of_time(cls, value: str) -> str:
+        quiet_hours.parse(value)
+        return value
+
 
 class Retention(Section):
     checkpoints: Count = 5
@@ -148,6 +155,14 @@ class Notify(Section):
 class Api(Section):
     listen: str = ""
     token: str = ""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        port = value.rpartition(":")[2]
+        if value and not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+            raise ValueError("is no address; write it as 127.0.0.1:8000")
+        return value
 
 
 class Screen(Section):

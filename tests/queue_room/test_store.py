@@ -17,9 +17,10 @@ from trainer_tui.queue.job import JobError, Meta, encode_meta
 from trainer_tui.queue.order import position_text
 from trainer_tui.queue.store import Duplicate, Queue
 from trainer_tui.queue.upkeep import expired
-from trainer_tui.queue.waiting import coming_time, parse_quiet_hours, why_waiting
+from trainer_tui.queue.waiting import coming_time, why_waiting
+from trainer_tui.safety import quiet_hours
 from trainer_tui.safety.config import Retention
-from trainer_tui.safety.errors import ConfigProblem, NotFound, Refused, Stale
+from trainer_tui.safety.errors import NotFound, Refused, Stale
 from trainer_tui.safety.workspace import QUEUE_FOLDERS, Workspace
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
@@ -181,7 +182,7 @@ def test_held_scheduled_and_quiet_jobs_wait_and_say_why(filled: Queue) -> None:
     filled.set_not_before(2, (NOW + timedelta(hours=1)).isoformat())
     assert filled.claim_next(NOW).name == "f2"
     assert filled.claim_next(NOW + timedelta(hours=2)).name == "f1"
-    quiet = parse_quiet_hours("00:00-24:00".replace("24:00", "23:59"))
+    quiet = quiet_hours.parse("00:00-24:00".replace("24:00", "23:59"))
     local_noon = datetime(2026, 6, 1, 12, 0).astimezone()
     assert filled.claim_next(local_noon, quiet) is None
     whys = [why_waiting(job, 2, local_noon, None) for job in filled.waiting()]
@@ -206,19 +207,26 @@ def test_a_time_of_day_is_the_next_one_that_comes() -> None:
             coming_time(text, now)
 
 
-@pytest.mark.parametrize("text", ["22", "25:00-06:00", "22:00", "22:00-06:00-07:00", "a-b"])
+@pytest.mark.parametrize(
+    "text", ["22", "25:00-06:00", "22:00", "22:00-06:00-07:00", "a-b", "6:00-06:00"]
+)
 def test_other_texts_are_no_quiet_hours(text: str) -> None:
-    with pytest.raises(ConfigProblem):
-        parse_quiet_hours(text)
+    with pytest.raises(ValueError, match=r"is no span of time|never holds"):
+        quiet_hours.parse(text)
 
 
 def test_quiet_hours_may_span_midnight() -> None:
-    quiet = parse_quiet_hours(" 22:30-06:00 ")
+    quiet = quiet_hours.parse(" 22:30-06:00 ")
     inside = [(22, 30), (23, 59), (0, 0), (5, 59)]
     outside = [(22, 29), (6, 0), (12, 0)]
     assert all(quiet.holds_at(datetime(2026, 1, 1, *at)) for at in inside)
     assert not any(quiet.holds_at(datetime(2026, 1, 1, *at)) for at in outside)
-    assert parse_quiet_hours("") is None
+    assert quiet_hours.parse("") is None
+
+
+@pytest.mark.parametrize("text", ["8:00-17:00", "08:00\u201317:00", "8:00 \u2014 17:00"])
+def test_quiet_hours_are_read_as_people_write_them(text: str) -> None:
+    assert quiet_hours.parse(text) == quiet_hours.QuietHours(8 * 60, 17 * 60)
 
 
 # --- hands in the folders -------------------------------------------------------------------------
