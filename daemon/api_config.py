@@ -14,6 +14,7 @@ from trainer_tui.daemon.api_training import Body, who
 from trainer_tui.daemon.house import House
 from trainer_tui.daemon.http_server import json_response
 from trainer_tui.daemon.revision import check_revision
+from trainer_tui.daemon.settings import HIDDEN
 from trainer_tui.safety import config
 
 
@@ -37,7 +38,7 @@ def _document(house: House) -> dict[str, Any]:
     settings = house.settings
     shown = settings.config.model_dump(mode="json")
     if shown["api"]["token"]:
-        shown["api"]["token"] = "…"
+        shown["api"]["token"] = HIDDEN
     if shown["notify"]["webhook"]:
         shown["notify"]["webhook"] = _without_path(shown["notify"]["webhook"])
     return {

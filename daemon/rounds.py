@@ -191,7 +191,7 @@ class Rounds:
     async def _config_changed(self) -> None:
         problem = await asyncio.to_thread(self._settings.reload)
         if problem:
-            self._teller.say("error", "config", f"the edit is not used: {problem}")
+            self._teller.say("error", "config", f"the settings in force stay: {problem}")
         else:
             waiting = [pending.key for pending in self._settings.pending()]
             more = f"; waiting: {', '.join(waiting)}" if waiting else ""

@@ -36,6 +36,8 @@ When = Literal["live", "next_file", "needs_approval", "new_lineage", "restart"]
 KEPT_KEYS = config.APPROVAL_KEYS | config.LINEAGE_KEYS
 NEXT_TRAINER = ("next_file", "needs_approval", "new_lineage")  # once nothing else is in the way
 RESTART_SECTIONS = frozenset({"api"})
+SECRET_KEYS = frozenset({"api.token"})
+HIDDEN = "…"
 
 
 class Approval(msgspec.Struct, frozen=True):
@@ -58,7 +60,8 @@ _approvals_decoder = msgspec.json.Decoder(Approvals)
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An edit that waits. `when`: live ones wait for the trainer's next step only."""
+    """An edit that waits. `when`: live ones wait for the trainer's next step only, those of
+    `RESTART_SECTIONS` for the daemon's next start."""
 
     key: str
     old: Any
@@ -66,7 +69,11 @@ class Pending:
     when: When
 
     def as_dict(self) -> dict[str, Any]:
-        return {"key": self.key, "old": self.old, "new": self.new, "when": self.when}
+        """For people: what is secret is not shown."""
+        old, new = self.old, self.new
+        if self.key in SECRET_KEYS:
+            old, new = old and HIDDEN, new and HIDDEN
+        return {"key": self.key, "old": old, "new": new, "when": self.when}
 
 
 class Settings:
@@ -77,10 +84,11 @@ class Settings:
         self._file = workspace.root / "config.toml"
         self._last_good = workspace.state / "config.last_good.toml"
         self._approvals_file = workspace.state / "approvals.json"
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         self.problem: str | None = None
         self.found_at_start = ""  # what people should know besides
         self.config = Config()
+        self._at_start = self.config
         self.frozen: Config | None = None
         self.approvals = Approvals({})
         self._compared: tuple[tuple[Config, Config, Approvals], bool] | None = None
@@ -104,6 +112,7 @@ class Settings:
         except ConfigProblem as problem:
             self.config = self._load_last_good(problem)
             self.problem = str(problem)
+        self._at_start = self.config
         self._load_approvals()
 
     def _load_last_good(self, problem: ConfigProblem) -> Config:
@@ -131,12 +140,13 @@ class Settings:
         self._keep_good()
         return None
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self) -> tuple[int, ...] | None:
         try:
             found = self._file.lstat()
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        rights = found.st_mode, found.st_uid, found.st_gid
+        return found.st_ino, found.st_mtime_ns, found.st_size, *rights
 
     def _keep_good(self) -> None:
         """For a later start. Without it these settings are in force all the same."""
@@ -239,6 +249,11 @@ class Settings:
                 if now != edited:
                     found.append(Pending(key, now, edited, _when(key)))
                     continue
+            if _when(key) == "restart":
+                now = _value(self._at_start, key)
+                if now != edited:
+                    found.append(Pending(key, now, edited, "restart"))
+                continue
             now = _value(base, key)
             if now != edited and _when(key) in NEXT_TRAINER:
                 found.append(Pending(key, now, edited, "next_file"))

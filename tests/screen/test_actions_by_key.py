@@ -182,6 +182,15 @@ async def test_config_change_is_approved_after_it_was_shown(server: Any, stage: 
         await on.until(lambda: on.asked() == [("PATCH", "/v1/config", {"approve": True})], "sent")
 
 
+async def test_a_change_that_waits_for_the_next_start_is_not_said_to_wait_for_a_file(
+    server: Any, stage: Any
+) -> None:
+    server.state.pending = [{"key": "api.listen", "old": "", "new": ":1", "when": "restart"}]
+    async with stage(server) as on:
+        words = "a config change waits for the daemon's next start"
+        await on.until(lambda: words in on.text("statusline"), "says so")
+
+
 async def test_what_cannot_be_done_says_why(server: Any, stage: Any) -> None:
     async with stage(server) as on:
         await on.press("a")

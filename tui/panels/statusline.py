@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never, cast
+from typing import TYPE_CHECKING, Any, assert_never, cast
 
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
@@ -69,13 +69,17 @@ def _wanted(view: View) -> list[Part]:
         parts.append((printable(status.training.reason, 120), "warn"))
     if status.config.problem:
         parts.append((f"config: {printable(str(status.config.problem), 120)}", "bad"))
-    pending = status.config.pending
-    guarded = [p for p in pending if not isinstance(p, dict) or p.get("when") == GUARDED]
-    if guarded:
-        parts.append((f"{_changes(len(guarded))} for approval: a", "warn"))
-    elif pending:
-        parts.append((f"{_changes(len(pending))} for the next file", "dim"))
-    return parts
+    return parts + _waiting_edits(status.config.pending)
+
+
+def _waiting_edits(pending: list[Any]) -> list[Part]:
+    """What the most urgent of them wait for."""
+    whens = [p.get("when") if isinstance(p, dict) else GUARDED for p in pending]
+    if guarded := whens.count(GUARDED):
+        return [(f"{_changes(guarded)} for approval: a", "warn")]
+    if others := len(whens) - whens.count("restart"):
+        return [(f"{_changes(others)} for the next file", "dim")]
+    return [(f"{_changes(len(whens))} for the daemon's next start", "dim")] if whens else []
 
 
 def _nice_to_know(view: View, rate_bytes: float) -> list[Part]:
