@@ -82,7 +82,7 @@ class Settings:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._file = workspace.root / "config.toml"
-        self._last_good = workspace.state / "config.last_good.toml"
+        self._last_good = workspace.last_good_config
         self._approvals_file = workspace.state / "approvals.json"
         self._stamp: tuple[int, ...] | None = None
         self.problem: str | None = None
@@ -106,21 +106,13 @@ class Settings:
             ConfigProblem: it is broken and there is no good one of before.
         """
         self._stamp = self._look()
-        try:
-            self.config = config.load(self._file)
+        self.config, problem = config.load_or_last_good(self._file, self._last_good)
+        if problem is None:
             self._keep_good()
-        except ConfigProblem as problem:
-            self.config = self._load_last_good(problem)
+        else:
             self.problem = str(problem)
         self._at_start = self.config
         self._load_approvals()
-
-    def _load_last_good(self, problem: ConfigProblem) -> Config:
-        try:
-            return config.load(self._last_good)
-        except ConfigProblem as also:
-            log.error("there is no last good config either: %s", also.message)
-            raise problem from None
 
     def changed_on_disk(self) -> bool:
         """A cheap look; in a thread."""

@@ -25,7 +25,7 @@ from trainer_tui.queue.job import (
 from trainer_tui.queue.row_hashes import ROW_HASHES_NAME
 from trainer_tui.safety import config, durable
 from trainer_tui.safety.config import Config
-from trainer_tui.safety.errors import ConfigProblem, NotFound
+from trainer_tui.safety.errors import NotFound
 from trainer_tui.safety.workspace import PRIORITIES, Workspace
 
 if TYPE_CHECKING:
@@ -40,19 +40,13 @@ _FROM_REPORT = (
 
 
 def settings_in_force(workspace: Workspace) -> Config:
-    """The settings that a file would be trained with: guarded keys as they were approved. While an
-    edit cannot be used these are the last good ones, as everywhere.
+    """The settings that a file would be trained with: guarded keys as they were approved, and the
+    last good ones while `config.toml` cannot be used.
 
     Raises:
-        ConfigProblem, OSError: `config.toml` cannot be used, and there was never a good one.
+        ConfigProblem: there are none that can be used.
     """
-    try:
-        settings = config.load(workspace.config_file)
-    except (ConfigProblem, OSError):
-        last_good = workspace.state / "config.last_good.toml"
-        if not last_good.exists():
-            raise
-        settings = config.load(last_good)  # the daemon says what is wrong with the edit
+    settings, _ = config.load_or_last_good(workspace.config_file, workspace.last_good_config)
     try:
         approved = json.loads((workspace.state / "approvals.json").read_bytes())["values"]
         kept = {key: approved[key] for key in config.APPROVAL_KEYS if key in approved}

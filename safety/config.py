@@ -263,6 +263,21 @@ def load(path: Path) -> Config:
     return parse(text, path)
 
 
+def load_or_last_good(path: Path, last_good: Path) -> tuple[Config, ConfigProblem | None]:
+    """The settings that hold: the file's, or those of `last_good` and what is wrong with the file.
+
+    Raises:
+        ConfigProblem: what is wrong with the file; there is no good one of before either.
+    """
+    try:
+        return load(path), None
+    except ConfigProblem as problem:
+        try:
+            return load(last_good), problem
+        except ConfigProblem:
+            raise problem from None
+
+
 def parse(text: str, path: Path) -> Config:
     """Check the text of a config file; `path` is only for messages. Raises ConfigProblem."""
     try:

@@ -30,6 +30,11 @@ class Workspace:
         return self.root / CONFIG_NAME
 
     @property
+    def last_good_config(self) -> Path:
+        """A copy that the daemon keeps of the last `config.toml` that could be used."""
+        return self.state / "config.last_good.toml"
+
+    @property
     def inbox(self) -> Path:
         return self.root / "inbox"
 

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Any
 
-from daemon_harness import Harness, wait_for
+from daemon_harness import Harness, chat_rows, wait_for
 
 SHUT = f"""
 import pathlib
@@ -62,3 +62,11 @@ def test_settings_made_unreadable_are_a_problem_until_they_can_be_read_again(ser
     assert not daemon.said("tried again in")
     file.chmod(0o600)
     wait_for(lambda: daemon.status()["config"]["problem"] is None)
+
+
+def test_while_the_settings_are_broken_a_file_comes_in_under_the_last_good_ones(serve) -> None:
+    daemon = serve().start()
+    daemon.workspace.config_file.write_text("save_steps = 'often'\n")
+    wait_for(lambda: daemon.status()["config"]["problem"])
+    (daemon.workspace.inbox / "a.jsonl").write_bytes(chat_rows(3, "a"))
+    daemon.until_job("a.jsonl", "completed")
