@@ -32,7 +32,7 @@ def test_known_contents_are_followed_through_every_change_of_their_list(
     assert follower.holder_of(sha(7)) is None and follower.holder_of(sha(2)) is None
     known.remember(queue, sha(8), 8)  # the torn one is fenced off
     assert follower.holder_of(sha(8)) == 8 and follower.holder_of(sha(7)) is None
-    assert follower.holders == known.read(queue)
+    assert follower.holders == known.read(queue)[0]
     (queue / known.FILE_NAME).unlink()
     assert follower.holder_of(sha(1)) is None
     known.remember(queue, sha(9), 9)
