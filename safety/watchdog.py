@@ -2,9 +2,9 @@
 
 Used where systemd is not. Standard library only, so that it stays under 20 MB and has nothing to
 break. It holds `state/watchdog.lock`; exit 0 of the daemon is final, anything else is a crash to
-restart. A watchdog that died is started again by the daemon (`--adopt`): it then watches a
-process that is not its child, and learns from `state/daemon.json` (removed by a clean exit)
-whether the end was meant.
+restart, and so is a start that the machine refuses. A watchdog that died is started again by the
+daemon (`--adopt`): it then watches a process that is not its child, and learns from
+`state/daemon.json` (removed by a clean exit) whether the end was meant.
 
 Limits: when watchdog and daemon die together nobody is left; the next `trainer-tui` reconciles.
 """
@@ -23,6 +23,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from trainer_tui.safety import cgroup, grace, locks, processes, unix_socket
 from trainer_tui.safety.grace import Grace
@@ -78,40 +79,68 @@ class Watchdog:
         """Watch until an exit that is final. Returns the exit code of the watchdog."""
         watched = self._adopt(adopted) if adopted else self._start()
         while True:
-            code = self._watch(watched)
-            if code in FINAL_CODES:
+            code = self._watch(watched) if watched else None
+            if watched and code in FINAL_CODES:
                 self.log(f"daemon {watched.process.pid} exited {code}: final")
                 return code
             if self.stopping:
                 return 0
-            if time.monotonic() - watched.started_s > CALM_S:
+            if watched is None and self._workspace_gone():
+                return 1
+            if watched and time.monotonic() - watched.started_s > CALM_S:
                 self.crashes = 0
             pause = BACKOFF_S[min(self.crashes, len(BACKOFF_S) - 1)]
             self.crashes += 1
-            self.log(f"daemon {watched.process.pid} ended ({code}): a new one in {pause:g} s")
+            ended = f"daemon {watched.process.pid} ended ({code})" if watched else "none started"
+            self.log(f"{ended}: a new one in {pause:g} s")
             self._note_orphans()
             self._sleep(pause)
             if self.stopping:
                 return 0
             watched = self._start()
 
-    def _start(self) -> Watched:
-        output = self.state / "logs" / "daemon.out"
+    def _start(self) -> Watched | None:
+        """None when the machine does not give a process now: that counts as one more crash."""
+        environment = {processes.RUN_KEY: self.run_tag, "TRAINER_TUI_WATCHDOG": str(os.getpid())}
         with contextlib.ExitStack() as stack:
-            stream = None if self.foreground else stack.enter_context(output.open("ab"))
-            child = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                cwd=self.root,
-                start_new_session=True,
-                env=os.environ
-                | {processes.RUN_KEY: self.run_tag, "TRAINER_TUI_WATCHDOG": str(os.getpid())},
-            )
+            stream = None if self.foreground else stack.enter_context(self._output())
+            try:
+                child = subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    cwd=self.root,
+                    start_new_session=True,
+                    env=os.environ | environment,
+                )
+            except OSError as problem:  # EAGAIN, ENOMEM, EMFILE, a disk that is away
+                self.log(f"no daemon could be started: {problem}")
+                return None
         process = processes.identify(child.pid) or ProcessId(child.pid, 0)
         self.log(f"daemon {child.pid} started")
         return Watched(process, child, time.monotonic())
+
+    def _output(self) -> IO[bytes]:
+        """Where the daemon's words go. A disk that takes none costs the words, not the daemon."""
+        logs = self.state / "logs"
+        try:
+            if self.state.is_dir():
+                logs.mkdir(exist_ok=True, mode=0o700)
+            return (logs / "daemon.out").open("ab")
+        except OSError as problem:
+            self.log(f"the daemon's output is lost: {problem}")
+            return Path(os.devnull).open("ab")
+
+    def _workspace_gone(self) -> bool:
+        """Whether a person removed the whole workspace: then nothing is left to watch."""
+        try:
+            self.root.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:  # a disk that fails now may come back
+            return False
+        return False
 
     def _adopt(self, process: ProcessId) -> Watched:
         self.log(f"daemon {process.pid} adopted")
@@ -180,7 +209,12 @@ class Watchdog:
 
     def _note_orphans(self) -> None:
         """Trainers of the last generation get time to commit: as long as bytes move."""
-        for process in processes.tagged(self.run_tag):
+        try:
+            found = processes.tagged(self.run_tag)
+        except OSError as problem:  # no memory or descriptor left: a new daemon looks for them, too
+            self.log(f"what the daemon left behind is not known: {problem}")
+            return
+        for process in found:
             self.orphans.setdefault(process, Grace(time.monotonic(), grace.GRACE_S))
 
     def _end_orphans(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,13 +62,15 @@ def wait_for(what: Callable[[], object], limit_s: float = 30.0) -> object:
 class Pack:
     """A watchdog process over a stand-in daemon in `root`."""
 
-    def __init__(self, root: Path, *more: str, stand_in: str = STAND_IN) -> None:
+    def __init__(
+        self, root: Path, *more: str, stand_in: str = STAND_IN, runner: str = RUNNER
+    ) -> None:
         self.root = root
         (root / "state" / "logs").mkdir(parents=True, exist_ok=True)
         script = root / "stand_in.py"
         script.write_text(stand_in)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER, "-", str(root), str(script), *more],
+            [sys.executable, "-c", runner, "-", str(root), str(script), *more],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -107,6 +110,49 @@ def test_exit_zero_is_final(root: Path) -> None:
     os.kill(pack.daemon(1), signal.SIGTERM)  # the stand-in exits 0, as a daemon told to stop does
     assert pack.process.wait(10) == 0
     assert len(pack.starts()) == 1
+
+
+def test_a_daemon_comes_back_though_its_log_folder_is_gone(root: Path) -> None:
+    pack = Pack(root)
+    first = pack.daemon(1)
+    shutil.rmtree(root / "state" / "logs")
+    os.kill(first, signal.SIGKILL)
+    pack.daemon(2)
+    assert (root / "state" / "logs" / "daemon.out").exists()
+    pack.process.terminate()
+    assert pack.process.wait(10) == 0
+
+
+def test_a_daemon_comes_back_though_its_words_cannot_be_kept(root: Path) -> None:
+    (root / "state" / "logs" / "daemon.out").mkdir(parents=True)  # nobody can open that
+    pack = Pack(root)
+    pack.daemon(1)
+    assert "output is lost" in pack.log()
+    pack.process.terminate()
+    assert pack.process.wait(10) == 0
+
+
+NO_PROGRAM = RUNNER.replace("[sys.executable,", '[str(root / "program"),')
+
+
+def test_a_start_that_the_machine_refuses_is_tried_again(root: Path) -> None:
+    """No process, no memory, a disk that is away: each is an OSError of the start."""
+    pack = Pack(root, runner=NO_PROGRAM)
+    wait_for(lambda: (root / "state" / "logs" / "watchdog.log").exists())
+    wait_for(lambda: pack.log().count("no daemon could be started") == 2)
+    (root / "program").symlink_to(sys.executable)
+    pack.daemon(1)
+    pack.process.terminate()
+    assert pack.process.wait(10) == 0
+
+
+def test_a_removed_workspace_needs_no_watchdog(tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    pack = Pack(root)
+    daemon = pack.daemon(1)
+    shutil.rmtree(root)
+    os.kill(daemon, signal.SIGKILL)
+    assert pack.process.wait(10) == 1
 
 
 SLOW = STAND_IN.replace(
