@@ -152,6 +152,33 @@ def _read_journal(since_s: float) -> list[str]:
     return found
 
 
+# Answers that mean the card or the whole library is away. Any other answer is about one figure:
+# an old driver, a missing right, a WSL2 that does not know it.
+_AWAY = frozenset(
+    f"NVMLError_{name}"
+    for name in (
+        "GpuIsLost", "ResetRequired", "Uninitialized", "DriverNotLoaded",
+        "LibraryNotFound", "LibRmVersionMismatch",
+    )
+)  # fmt: skip
+
+
+def told(nvml: Any, question: str, *arguments: Any) -> Any:
+    """What NVML answers to one question; None when it does not tell that.
+
+    Raises:
+        NVMLError: the card is lost, or NVML itself is away.
+    """
+    try:
+        return getattr(nvml, question)(*arguments)
+    except AttributeError:  # an older NVML has no such question
+        return None
+    except nvml.NVMLError as problem:
+        if type(problem).__name__ in _AWAY:
+            raise
+        return None
+
+
 class Health:
     """NVML's Xid events and fault counters. Made anew when NVML was lost."""
 
@@ -179,23 +206,19 @@ class Health:
         return found
 
     def counters(self, handle: Any) -> Counters:
-        """Raises NVMLError when the card is lost; what it does not support is None."""
+        """Raises NVMLError when the card is lost; what it does not tell is None."""
         nvml = self._nvml
-
-        def ask(name: str, *more: Any) -> Any:
-            try:
-                return getattr(nvml, name)(handle, *more)
-            except (nvml.NVMLError_NotSupported, AttributeError):
-                return None
-
-        errors = ask(
+        errors = told(
+            nvml,
             "nvmlDeviceGetTotalEccErrors",
+            handle,
             getattr(nvml, "NVML_MEMORY_ERROR_TYPE_UNCORRECTED", 1),
             getattr(nvml, "NVML_VOLATILE_ECC", 0),
         )
-        pending = ask("nvmlDeviceGetRetiredPagesPendingStatus")
-        rows = ask("nvmlDeviceGetRemappedRows")  # corrected, uncorrected, pending, failed
-        reasons = ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+        pending = told(nvml, "nvmlDeviceGetRetiredPagesPendingStatus", handle)
+        # corrected, uncorrected, pending, failed
+        rows = told(nvml, "nvmlDeviceGetRemappedRows", handle)
+        reasons = told(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
         waits = [bool(flag) for flag in (pending, rows[2] if rows else None) if flag is not None]
         return Counters(
             ecc_uncorrected=errors,
@@ -218,13 +241,16 @@ NOT_TOLD = Counters()
 
 
 def worse(before: Counters | None, now: Counters) -> str:
-    """What went wrong with a card between two looks; empty: nothing."""
-    old = before or NOT_TOLD
-    risen = (now.ecc_uncorrected or 0) - (old.ecc_uncorrected or 0)
-    if before is not None and risen > 0:
+    """What went wrong with a card between two looks; empty: nothing.
+
+    A figure that the card did not tell at the first look may be as old as the card: no complaint.
+    """
+    old = before or Counters(remap_failed=False, pages_pending=False)
+    if old.ecc_uncorrected is not None and (now.ecc_uncorrected or 0) > old.ecc_uncorrected:
+        risen = (now.ecc_uncorrected or 0) - old.ecc_uncorrected
         return f"{risen} memory errors that ECC could not correct"
-    if now.remap_failed and not old.remap_failed:
+    if now.remap_failed and old.remap_failed is False:
         return "a memory row could not be remapped"
-    if now.pages_pending and not old.pages_pending:
+    if now.pages_pending and old.pages_pending is False:
         return "memory pages wait to be retired: the card needs a reset"
     return ""

@@ -149,24 +149,21 @@ class Meters:
 def _sample_gpu(nvml: Any, index: int, health: Health | None) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
 
-    def ask(question: Any, *more: Any) -> Any:
-        try:
-            return question(handle, *more)
-        except nvml.NVMLError_NotSupported:
-            return None
+    def ask(question: str, *more: Any) -> Any:
+        return gpu_health.told(nvml, question, handle, *more)
 
-    name = ask(nvml.nvmlDeviceGetName)
-    use = ask(nvml.nvmlDeviceGetUtilizationRates)
-    memory = ask(nvml.nvmlDeviceGetMemoryInfo)
-    power = ask(nvml.nvmlDeviceGetPowerUsage)
-    limit = ask(nvml.nvmlDeviceGetEnforcedPowerLimit)
+    name = ask("nvmlDeviceGetName")
+    use = ask("nvmlDeviceGetUtilizationRates")
+    memory = ask("nvmlDeviceGetMemoryInfo")
+    power = ask("nvmlDeviceGetPowerUsage")
+    limit = ask("nvmlDeviceGetEnforcedPowerLimit")
     return Gpu(
         index=index,
         name=name.decode() if isinstance(name, bytes) else str(name or "GPU"),
         utilisation_percent=use.gpu if use else None,
         memory_used_bytes=memory.used if memory else None,
         memory_total_bytes=memory.total if memory else None,
-        temperature_c=ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+        temperature_c=ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
         power_w=power / 1000 if power is not None else None,
         power_limit_w=limit / 1000 if limit is not None else None,
         faults=health.counters(handle) if health else gpu_health.NOT_TOLD,

@@ -107,7 +107,8 @@ def test_counters_that_rise_are_a_complaint_and_old_ones_are_not() -> None:
     assert gpu_health.worse(old, old) == ""
     assert "2 memory errors" in gpu_health.worse(old, Counters(5, True))
     assert "reset" in gpu_health.worse(Counters(0, False), Counters(0, True))
-    assert "remapped" in gpu_health.worse(Counters(), Counters(remap_failed=True))
+    well = Counters(remap_failed=False)
+    assert "remapped" in gpu_health.worse(well, Counters(remap_failed=True))
     assert gpu_health.worse(None, Counters(ecc_uncorrected=7)) == "", "nobody saw what was before"
 
 
@@ -133,6 +134,36 @@ def test_meters_see_faults_xids_and_what_slows_a_card(cards) -> None:
     assert problem == "GPU 0: 2 memory errors that ECC could not correct"
     assert [xid.number for xid in xids] == [79]
     assert meter.gpu_evidence(clock.monotonic_s(), (now,)) == ("", [])
+
+
+@pytest.mark.parametrize("answer", ["NotSupported", "FunctionNotFound", "NoPermission", "Unknown"])
+def test_a_figure_that_is_not_told_hides_no_card_and_is_no_fault(cards, answer) -> None:
+    """An old driver, a container without rights, WSL2: the rest of the card is still known."""
+    meter, say = cards
+    [well] = meter.sample().gpus
+    say(ecc_answer=answer, ecc=3)
+    [silent] = meter.sample().gpus
+    assert (silent.temperature_c, silent.faults) == (50, Counters(None, False, False, ""))
+    assert meter.gpu_evidence(clock.monotonic_s(), (well,)) == ("", [])
+    say(ecc=3)
+    assert meter.gpu_evidence(clock.monotonic_s(), (silent,)) == ("", []), "3 may be old ones"
+
+
+def test_what_was_not_told_before_is_no_complaint_when_it_comes() -> None:
+    assert gpu_health.worse(Counters(), Counters(7, True, True)) == ""
+
+
+def test_an_nvml_that_is_away_is_told_as_such(cards) -> None:
+    meter, say = cards
+    before = meter.sample().gpus
+    say(ecc_answer="Uninitialized")
+    assert meter.sample().gpus == ()
+    say()
+    assert meter.sample().gpus == before
+
+
+def test_the_answers_that_end_a_look_are_names_of_the_real_nvml() -> None:
+    assert [name for name in gpu_health._AWAY if not hasattr(pynvml, name)] == []
 
 
 def test_a_lost_card_is_a_value_and_comes_back(cards) -> None:

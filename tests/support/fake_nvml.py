@@ -1,9 +1,10 @@
 """NVML as far as `safety.meters` asks it, told what to say by a JSON file named in `FAKE_NVML`.
 
     {"temperature": 50, "foreign_bytes": 0, "lost": false, "xids": [79], "ecc": 0, "pending": 0,
-     "reasons": 0}
+     "reasons": 0, "ecc_answer": "Unknown"}
 
-`xids` are events: each is given once. `use(daemon)` puts it in the place of pynvml in a daemon.
+`ecc_answer` is what the question for memory errors is refused with. `xids` are events: each is
+given once. `use(daemon)` puts it in the place of pynvml in a daemon.
 `tests/safety/test_gpu_health.py` compares it with the real module.
 """
 
@@ -40,6 +41,22 @@ class NVMLError_GpuIsLost(NVMLError):
 
 
 class NVMLError_Timeout(NVMLError):
+    pass
+
+
+class NVMLError_FunctionNotFound(NVMLError):
+    pass
+
+
+class NVMLError_NoPermission(NVMLError):
+    pass
+
+
+class NVMLError_Unknown(NVMLError):
+    pass
+
+
+class NVMLError_Uninitialized(NVMLError):
     pass
 
 
@@ -111,7 +128,10 @@ def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[Any]:
 
 
 def nvmlDeviceGetTotalEccErrors(handle: int, kind: int, counter: int) -> int:
-    return int(_well().get("ecc", 0))
+    state = _well()
+    if refused := state.get("ecc_answer"):
+        raise globals()[f"NVMLError_{refused}"]
+    return int(state.get("ecc", 0))
 
 
 def nvmlDeviceGetRetiredPagesPendingStatus(handle: int) -> int:
