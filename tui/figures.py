@@ -6,7 +6,7 @@ Every function takes plain values and gives short text without surrounding blank
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 UNKNOWN = "–"
 _SIZES = ("", "K", "M", "G", "T", "P")
@@ -147,13 +147,25 @@ def parse_time(text: str | None) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def clock(text: str | None) -> str:
-    """`12:04:31` in the reader's zone; the date instead when it is another day."""
+def date_of(text: str | None) -> date | None:
+    """The day of an API timestamp in the reader's zone."""
+    moment = parse_time(text)
+    return None if moment is None else moment.astimezone().date()
+
+
+def clock(text: str | None, today: date | None, short: bool = False) -> str:
+    """When something happened, in the reader's zone, in at most 8 columns (`short`: without the
+    seconds): `12:04:31`, on another day `Nov 12`, in another year `Nov 2025`.
+
+    `today`: the reader's; None when that is not known or the day stands beside it.
+    """
     moment = parse_time(text)
     if moment is None:
-        return "--:--:--"
+        return "--:--" if short else "--:--:--"
     here = moment.astimezone()
-    return here.strftime("%H:%M:%S")
+    if today is None or here.date() == today:
+        return here.strftime("%H:%M" if short else "%H:%M:%S")
+    return here.strftime("%b %d" if here.year == today.year else "%b %Y")
 
 
 def day(text: str | None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from trainer_tui.tui import figures
 from trainer_tui.tui.findings import Finding
 from trainer_tui.tui.view import (
     ALL_PANELS,
@@ -209,6 +210,8 @@ def _status(view: View, status: Status, at_s: float) -> tuple[View, Touched]:
     touched = {Panel.HEADER, Panel.STATUS}
     if (old.now or "")[:MINUTE] != (status.now or "")[:MINUTE]:
         touched.add(Panel.VERSIONS)  # their ages
+        if figures.date_of(old.now) != figures.date_of(status.now):
+            touched.add(Panel.EVENTS)  # what was today's shows its date from now on
     if old.machine != status.machine:
         touched |= {Panel.METERS, Panel.MACHINE}
     if old.training != status.training or old.model != status.model:

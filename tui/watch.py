@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Protocol
 
 from trainer_tui.safety.errors import NoDaemon
@@ -67,7 +68,7 @@ def look(client: Reader, seen: Seen, now_s: float, tell: Callable[[str], None]) 
     if seen.event_id is not None:
         for event in sorted(events, key=lambda item: item["id"]):
             if event["id"] > seen.event_id:
-                tell(event_words(event))
+                tell(event_words(event, figures.date_of(status.get("now"))))
     training = status["training"]
     state, reason = training["state"], training.get("reason") or ""
     if (state, reason) != (seen.state, seen.reason):
@@ -79,10 +80,10 @@ def look(client: Reader, seen: Seen, now_s: float, tell: Callable[[str], None]) 
     return Seen(state, reason, newest, step, progress_at_s, False)
 
 
-def event_words(event: dict[str, Any]) -> str:
+def event_words(event: dict[str, Any], today: date | None) -> str:
     level = event.get("level") or "info"
     loud = "" if level == "info" else f"{level}: "
-    return f"{figures.clock(event.get('at'))} {loud}{printable(event.get('text') or '')}"
+    return f"{figures.clock(event.get('at'), today)} {loud}{printable(event.get('text') or '')}"
 
 
 def progress_words(status: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def test_the_envelope_keeps_the_extremes() -> None:
         (figures.signed(-0.021), "−0.0210"),
         (figures.loss(None), "–"),
         (figures.loss(math.nan), "NaN"),
-        (figures.clock("nonsense"), "--:--:--"),
+        (figures.clock("nonsense", None), "--:--:--"),
         (figures.coarse(14 * 86400), "14d"),
     ],
 )

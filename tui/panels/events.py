@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import date
 
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
@@ -27,23 +28,30 @@ def sign(event: Said, glyphs: Glyphs) -> tuple[str, str]:
     return (glyphs.check, "good") if good else (glyphs.note, "dim")
 
 
-def event_line(event: Said, glyphs: Glyphs, short: bool = False) -> Line:
+def today_of(view: View) -> date | None:
+    """The reader's day by the daemon's clock, as the times of the events are."""
+    return figures.date_of(view.status.now) if view.status else None
+
+
+def event_line(event: Said, glyphs: Glyphs, today: date | None, short: bool = False) -> Line:
     mark, role = sign(event, glyphs)
     loud = {"error": "bad", "warning": "warn"}.get(event.level, "")
-    clock = figures.clock(event.at)
-    line = Line().add(f" {clock[:5] if short else clock} ", "dim").add(f"{mark} ", role)
+    clock = figures.clock(event.at, today, short)
+    line = Line().add(f" {clock:<{5 if short else 8}} ", "dim").add(f"{mark} ", role)
     return line.add(printable(event.text), loud)
 
 
-def compact(events: list[Said], width: int, height: int, glyphs: Glyphs) -> list[Row]:
+def compact(
+    events: list[Said], width: int, height: int, glyphs: Glyphs, today: date | None
+) -> list[Row]:
     """Without a frame; two short events share a row."""
     rows: list[Row] = []
     index = 0
     while index < len(events) and len(rows) < height:
-        line = event_line(events[index], glyphs)
+        line = event_line(events[index], glyphs, today)
         index += 1
         if index < len(events):
-            beside = event_line(events[index], glyphs, short=True)
+            beside = event_line(events[index], glyphs, today, short=True)
             column = max(line.width + 2, min(44, width - beside.width))
             if column + beside.width <= width:
                 line.to(column)
@@ -68,7 +76,8 @@ def away_rows(view: View, width: int, glyphs: Glyphs) -> list[Row]:
     for number, name, role in counts:
         if number:
             line.add(f", {number} {name}{'s' if number > 1 else ''}", role)
-    line.add(f": {printable(worst.text)}", {"error": "bad", "warning": "warn"}.get(worst.level, ""))
+    line.add(f": {figures.clock(worst.at, today_of(view), short=True)}", "dim")
+    line.add(f" {printable(worst.text)}", {"error": "bad", "warning": "warn"}.get(worst.level, ""))
     return [over(cut(tuple(line.spans), width), "select")]
 
 
@@ -168,7 +177,7 @@ class EventsPanel(ListPanel):
         if height >= FRAME_ROWS:
             return super().draw(width, height)
         away = away_rows(view, width, self.glyphs)[: height - 1]
-        rows = away + compact(self.events, width, height - len(away), self.glyphs)
+        rows = away + compact(self.events, width, height - len(away), self.glyphs, today_of(view))
         if not rows:
             rows = [Line().add(NOTHING, "dim").row(width)]
         if self.has_focus and rows:
@@ -179,9 +188,9 @@ class EventsPanel(ListPanel):
         events = self.events
         self._settle(self.keys())
         away = away_rows(self.screen_app.view, width, self.glyphs)
-        rows = list(away)
+        rows, today = list(away), today_of(self.screen_app.view)
         for index in self.window(len(events), height - len(away)):
-            row = cut(tuple(event_line(events[index], self.glyphs).spans), width)
+            row = cut(tuple(event_line(events[index], self.glyphs, today).spans), width)
             if index == self._index and self.has_focus:
                 row = over(row, "select")
             rows.append(row)

@@ -162,7 +162,7 @@ def version_lines(version: Version, width: int) -> list[Line]:
 
 def event_lines(event: Said, width: int) -> list[Line]:
     role = {"error": "bad", "warning": "warn"}.get(event.level, "")
-    lines = [fact("when", f"{figures.day(event.at)[:6]} {figures.clock(event.at)}")]
+    lines = [fact("when", f"{figures.day(event.at)[:6]} {figures.clock(event.at, None)}")]
     lines += [fact("level", event.level, role), fact("topic", printable(event.topic or "–"))]
     lines += [Line(), *wrapped(event.text, width, role)]
     if isinstance(event.data, Mapping) and event.data:
