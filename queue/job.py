@@ -207,14 +207,12 @@ def numbered(text: bytes, job_id: int) -> bytes:
 
 
 def names_of(path: Path) -> dict[str, Any]:
-    """The `Meta` fields that keep a file's name: as text to show, and its bytes if not UTF-8."""
+    """The `Meta` fields that keep a file's name: as text to show, and its bytes where the text
+    is not the whole name."""
     raw = os.fsencode(path.name)
-    try:
-        raw.decode()
-        encoded = ""
-    except UnicodeDecodeError:
-        encoded = base64.b64encode(raw).decode()
-    return {"original_name": file_name_text(raw), "original_name_bytes": encoded}
+    shown = file_name_text(raw)
+    encoded = "" if shown.encode() == raw else base64.b64encode(raw).decode()
+    return {"original_name": shown, "original_name_bytes": encoded}
 
 
 def safe_name_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import gzip
@@ -18,7 +19,7 @@ import zstandard
 
 from trainer_tui.data.row_reader import Limits
 from trainer_tui.queue.intake import Busy, Inbox, copy_into, open_source, source_of
-from trainer_tui.queue.job import Job, Meta
+from trainer_tui.queue.job import Job, Meta, names_of
 from trainer_tui.queue.originals import TAKEN_PREFIX, recover, remove_original
 from trainer_tui.queue.report_context import build
 from trainer_tui.queue.staging import Order, stage
@@ -313,3 +314,12 @@ def test_recovery_finishes_removals_and_puts_strangers_back(workspace: Workspace
 def test_an_unreadable_file_is_a_sentence(workspace: Workspace, staged: Path) -> None:
     with pytest.raises(Refused, match="not there"):
         copy_into(workspace.inbox / "gone", staged, Limits())
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jsonl", "👩\u200d👧.jsonl".encode(), b"a\nb.jsonl"])
+def test_a_name_that_cannot_be_shown_as_it_is_is_kept_as_bytes(name: bytes) -> None:
+    kept = names_of(Path(os.fsdecode(name)))
+    assert base64.b64decode(kept["original_name_bytes"]) == name
+    assert names_of(Path("chats é.jsonl")) == {
+        "original_name": "chats é.jsonl", "original_name_bytes": "",
+    }  # fmt: skip

@@ -6,8 +6,9 @@ import unicodedata
 
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
-from trainer_tui.safety.text import file_name_text, printable, safe_name
+from trainer_tui.safety.text import _JOINING, file_name_text, printable, safe_name
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 
@@ -15,7 +16,7 @@ ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 @given(ANY_TEXT)
 def test_nothing_printable_gives_can_move_a_cursor_or_turn_the_text(text):
     shown = printable(text)
-    assert not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in shown)
+    assert not any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in shown)
     assert not any(
         unicodedata.bidirectional(char) in ("RLO", "LRO", "RLI", "FSI") for char in shown
     )
@@ -24,7 +25,27 @@ def test_nothing_printable_gives_can_move_a_cursor_or_turn_the_text(text):
 
 @given(st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"))))
 def test_plain_text_stays_as_it_is(text):
-    assert printable(text) == text
+    assert printable(text) == text.translate(_JOINING)
+
+
+@given(
+    st.text(st.sampled_from("ae\u0301 👩👧🏳🌈🏽🇩🇪☝1\u20e3漢한क्षิ\ufe0e\ufe0f\u200d\u200b\U000e0067"))
+)
+def test_what_is_shown_is_as_wide_as_its_characters_one_by_one(text):
+    """So terminals that join emoji and those that do not agree on every column."""
+    shown = printable(text)
+    assert cell_len(shown) == sum(cell_len(char) for char in shown)
+    assert not set("\ufe0e\ufe0f\u200d\u200b") & set(shown)
+    assert printable(shown) == shown
+
+
+def test_joined_emoji_are_shown_by_their_parts():
+    assert printable("👩\u200d👩\u200d👧\u200d👦family🏳\ufe0f\u200d🌈 e\u0301x.jsonl") == (
+        "👩👩👧👦family🏳🌈 e\u0301x.jsonl"
+    )
+    assert printable("👍🏽 🇩🇪 1\ufe0f\u20e3") == "👍 DE 1\u20e3"
+    assert printable("می\u200cخواهم") == "میخواهم"
+    assert printable("a\u200bb\ufeff\U000e0067") == "a\\u200bb\\ufeff\\U000e0067"
 
 
 def test_escapes_are_shown_not_obeyed():
