@@ -39,6 +39,7 @@ MORE_SERIES = ",learning_rate,grad_norm,tokens_per_s"  # of the second chart
 JOBS_READ = 2000
 HISTORY_READ = 200
 POINTS_READ = 800
+STEADY_S = 5.0  # a stream that lived so long begins the back-off anew, a good snapshot does not
 Post = Callable[["news.News"], None]
 
 
@@ -61,12 +62,15 @@ class Feed:
         attempt = 0
         since_s = clock.monotonic_s()
         while True:
+            live_s = None
             try:
                 await self.read_all()
-                attempt = 0
-                self._post(news.LinkChanged(Live(), clock.monotonic_s()))
+                live_s = clock.monotonic_s()
+                self._post(news.LinkChanged(Live(), live_s))
                 await self._stream()
             except (NoDaemon, Declined, msgspec.MsgspecError) as problem:
+                if live_s is not None and clock.monotonic_s() - live_s >= STEADY_S:
+                    attempt = 0
                 if attempt == 0:
                     since_s = clock.monotonic_s()
                 attempt += 1
