@@ -68,7 +68,7 @@ class Daemon:
     def __init__(self, workspace: Workspace, lock: Lock, entry: str, run_tag: str) -> None:
         self._workspace, self._lock, self._entry, self._run_tag = workspace, lock, entry, run_tag
         self._settings = Settings(workspace)
-        self._meters = Meters(workspace.root)
+        self._meters = Meters(workspace.root, self._settings.disk_floor_bytes)
         self._history = History(workspace.history_file, self._say_from_thread)
         self._started_at, self._started_s = clock.now_iso(), clock.monotonic_s()
         self._exit_code = 0

@@ -28,7 +28,7 @@ _FIGURES = (
     ("viewers", "gauge", "Open event streams", "daemon.viewers"),
     ("latest_version", "gauge", "Number of the newest version", "model.latest_version"),
     ("memory_used_bytes", "gauge", "Memory of the machine in use", "machine.memory_used_bytes"),
-    ("disk_free_bytes", "gauge", "Free on the workspace's disk", "machine.disk_free_bytes"),
+    ("disk_free_bytes", "gauge", "Free on the tightest of its disks", "machine.disk_free_bytes"),
 )  # fmt: skip
 _GPU = (
     ("gpu_utilisation_percent", "utilisation_percent"),

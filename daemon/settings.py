@@ -23,6 +23,7 @@ from trainer_tui.safety import (
     config,
     config_edit,
     durable,
+    filesystems,
     manifest,
     state_file,
 )
@@ -96,6 +97,10 @@ class Settings:
     @property
     def file(self) -> Path:
         return self._file
+
+    def disk_floor_bytes(self, total_bytes: int) -> int:
+        """What has to stay free on a disk of this size."""
+        return filesystems.floor_of(self.config.disk)(total_bytes)
 
     # --- reading ---------------------------------------------------------------------------------
 

@@ -64,6 +64,10 @@ class NoDaemon(TrainerTuiError):
     exit_code = 3
 
 
+class Unanswered(NoDaemon):
+    """A daemon may be there, but what came is no answer: silence, a closed door, no HTTP."""
+
+
 class DataProblem(TrainerTuiError):
     """A file's rows cannot be trained on; permanent, never retried by itself."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer_tui.safety import disk
+from trainer_tui.safety.config import Disk as Limits
 from trainer_tui.safety.disk import Forecast
 from trainer_tui.safety.workspace import Workspace
 
@@ -35,6 +36,11 @@ def measure(path: Path) -> Measured:
             return Measured(device, disk.free_bytes(path), disk.total_bytes(path))
         except FileNotFoundError:
             path = path.parent
+
+
+def floor_of(limits: Limits) -> Callable[[int], int]:
+    """What has to stay free, by a filesystem's size."""
+    return lambda total: disk.floor_bytes(total, limits.min_free_gb, limits.min_free_share)
 
 
 def beside(place: Path, measuring: Measure = measure) -> Callable[[Path], bool]:

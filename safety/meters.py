@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from trainer_tui.safety import clock, gpu_health
+from trainer_tui.safety import clock, config, filesystems, gpu_health
+from trainer_tui.safety.filesystems import Measure, Measured
 from trainer_tui.safety.gpu_health import Counters, Health, Xid
+from trainer_tui.safety.workspace import Workspace
 
 XIDS_KEPT = 64
+DEFAULT_FLOOR = filesystems.floor_of(config.Disk())
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,11 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A sample of the whole machine. `load_percent` is of all cores together."""
+    """A sample of the whole machine. `load_percent` is of all cores together.
+
+    `disk_…`: of the workspace's filesystem with the least room above what has to stay free;
+    `disk_place` names it as `GET /v1/disk` does, empty for the root's own.
+    """
 
     gpus: tuple[Gpu, ...]
     gpu_problem: str
@@ -47,16 +54,26 @@ class Machine:
     disk_used_bytes: int
     disk_free_bytes: int
     disk_total_bytes: int
+    disk_place: str
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Meters:
-    """Samples the machine. NVML is opened once and opened again after it was lost."""
+    """Samples the machine. NVML is opened once and opened again after it was lost.
 
-    def __init__(self, workspace_root: Path) -> None:
-        self._root = workspace_root
+    `floor`: bytes that have to stay free on a disk, by its size.
+    """
+
+    def __init__(
+        self,
+        workspace_root: Path,
+        floor: Callable[[int], int] = DEFAULT_FLOOR,
+        measuring: Measure = filesystems.measure,
+    ) -> None:
+        self._workspace = Workspace(workspace_root)
+        self._floor, self._measuring = floor, measuring
         self._nvml: Any = None
         self._health: Health | None = None
         self._had_gpus = False
@@ -67,7 +84,7 @@ class Meters:
         """About a millisecond without a GPU, a few with one."""
         gpus, problem = self._sample_gpus()
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-        disk = shutil.disk_usage(self._root)
+        place, room = self._tightest_disk()
         return Machine(
             gpus=gpus,
             gpu_problem=problem,
@@ -76,10 +93,19 @@ class Meters:
             memory_used_bytes=memory.total - memory.available,
             memory_total_bytes=memory.total,
             swap_used_bytes=swap.used,
-            disk_used_bytes=disk.used,
-            disk_free_bytes=disk.free,
-            disk_total_bytes=disk.total,
+            disk_used_bytes=room.total_bytes - room.free_bytes,
+            disk_free_bytes=room.free_bytes,
+            disk_total_bytes=room.total_bytes,
+            disk_place=place,
         )
+
+    def _tightest_disk(self) -> tuple[str, Measured]:
+        try:
+            found = filesystems.survey(self._workspace, self._measuring, self._floor, 0, {})
+            tight = filesystems.tightest(found)
+            return tight.name, self._measuring(tight.places[0])
+        except OSError:  # a disk that cannot be asked: the disk's watch tells of it
+            return "", self._measuring(self._workspace.root)
 
     def foreign_gpu_bytes(self, ours: frozenset[int]) -> int | None:
         """GPU memory of compute processes whose pid is not in `ours`, on the card where it is

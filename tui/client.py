@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_tui.safety import unix_socket
-from trainer_tui.safety.errors import NoDaemon, Refused
+from trainer_tui.safety.errors import NoDaemon, Refused, Unanswered
 
 TIMEOUT_S = 10.0
 EFFECT_TIMEOUT_S = 600.0  # a reply comes after the effect: a stop waits for its step and commit
@@ -81,14 +81,20 @@ class Client:
             response = connection.getresponse()
             status, raw = response.status, response.read()
         except TimeoutError:
-            raise NoDaemon(
+            raise Unanswered(
                 f"the daemon did not answer within {timeout_s:g} s",
                 "trainer-tui doctor; its log: trainer-tui logs",
             ) from None
-        except (OSError, http.client.HTTPException) as problem:
+        except (FileNotFoundError, ConnectionRefusedError) as problem:
             raise NoDaemon(
                 f"no daemon answers on {self._socket} ({problem})",
                 "start one with: trainer-tui --daemon (or just: trainer-tui)",
+            ) from None
+        except (OSError, http.client.HTTPException) as problem:
+            why = problem or type(problem).__name__
+            raise Unanswered(
+                f"no answer from the daemon on {self._socket} ({why})",
+                "its log: trainer-tui logs",
             ) from None
         finally:
             connection.close()

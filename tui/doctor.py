@@ -16,8 +16,11 @@ from importlib import metadata
 from pathlib import Path
 
 from trainer_tui.safety import config as config_schema
-from trainer_tui.safety.errors import TrainerTuiError
+from trainer_tui.safety import filesystems
+from trainer_tui.safety.errors import Refused, TrainerTuiError, Unanswered
+from trainer_tui.safety.filesystems import Measure
 from trainer_tui.safety.meters import Meters
+from trainer_tui.safety.workspace import Workspace
 from trainer_tui.tui import columns
 from trainer_tui.tui.context import Context
 
@@ -165,20 +168,45 @@ def _config_and_model(context: Context) -> Iterable[Finding]:
 
 def _disk(context: Context) -> Iterable[Finding]:
     try:
-        root = context.workspace.root
+        space = context.workspace
     except TrainerTuiError:
-        root = Path.cwd()
-    usage = shutil.disk_usage(root)
-    free = f"{columns.size(usage.free)} of {columns.size(usage.total)} free"
-    if usage.free < 0.05 * usage.total:
-        yield Finding("note", "disk", free, "under 5 %: training pauses before it fills up")
-    else:
-        yield Finding("ok", "disk", free)
+        space = Workspace(Path.cwd())
+    try:
+        limits = config_schema.load(space.config_file).disk
+    except TrainerTuiError:
+        limits = config_schema.Disk()  # what is wrong with it is a finding of its own
+    yield from disk_findings(space, limits, filesystems.measure)
+
+
+def disk_findings(
+    space: Workspace, limits: config_schema.Disk, measuring: Measure
+) -> Iterable[Finding]:
+    """One for each filesystem that the workspace lies on."""
+    for one in filesystems.survey(space, measuring, filesystems.floor_of(limits), 0, {}):
+        room = measuring(one.places[0])
+        text = f"{columns.size(room.free_bytes)} of {columns.size(room.total_bytes)} free"
+        if one.name:
+            text = f"{one.name}: {text}"
+        if one.short:
+            why = f"less than the {columns.size(one.needed_bytes)} that have to stay free"
+            waits = ": training waits" if one.awaited else ""
+            yield Finding("fail" if one.awaited else "note", "disk", text, f"{why}{waits}")
+        elif room.free_bytes < 0.05 * room.total_bytes:
+            yield Finding("note", "disk", text, "under 5 %: training pauses before it fills up")
+        else:
+            yield Finding("ok", "disk", text)
 
 
 def _daemon(context: Context) -> Iterable[Finding]:
     try:
         status = context.client.get("/v1/status")
+    except Unanswered as problem:
+        yield Finding("fail", "daemon", problem.message, problem.hint)
+        return
+    except Refused as problem:
+        text = f"one runs, but refuses to tell its state: {problem.message}"
+        yield Finding("fail", "daemon", text, problem.hint or "its log: trainer-tui logs")
+        return
     except TrainerTuiError as problem:
         yield Finding("note", "daemon", "none runs here", problem.hint)
         return

@@ -1,8 +1,7 @@
 """What the screen knows, as frozen data: the API's documents and what has been heard since.
 
 Invariant: nothing here is ever changed in place; `reduce` makes the next view from the last.
-Unknown fields of the API are ignored and absent ones are None, so that a screen and a daemon of
-neighbouring versions understand each other.
+Unknown fields of the API are ignored, absent ones are None: neighbouring versions get along.
 """
 
 from __future__ import annotations
@@ -123,6 +122,7 @@ class Machine(Document, frozen=True, kw_only=True):
     disk_used_bytes: float | None = None
     disk_free_bytes: float | None = None
     disk_total_bytes: float | None = None
+    disk_place: str = ""
 
 
 class ConfigState(Document, frozen=True, kw_only=True):

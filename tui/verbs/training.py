@@ -89,7 +89,9 @@ def _machine_line(machine: dict[str, Any]) -> str:
         parts.append(f"GPU{gpu['index']} {gpu['utilisation_percent']} % {memory}")
     used, total = machine.get("memory_used_bytes"), machine.get("memory_total_bytes")
     parts.append(f"RAM {columns.size(used)}/{columns.size(total)}")
-    parts.append(f"disk {columns.size(machine.get('disk_free_bytes'))} free")
+    place = printable(machine.get("disk_place") or "")
+    of = f" of {place}" if place else ""
+    parts.append(f"disk{of} {columns.size(machine.get('disk_free_bytes'))} free")
     return "  " + "  ".join(parts)
 
 
