@@ -1,7 +1,9 @@
 """Telling a person who is away: a command and a webhook, rate-limited, never in anyone's way.
 
 One thread sends; the caller only queues. What cannot be delivered is logged and dropped: a
-notification is a courtesy, the event itself is in the history. Shapes: Slack (`text`), Discord
+notification is a courtesy, the event itself is in the history. Within the interval an error passes
+after what was no error; what is held back goes as one notice, the worst of it, when the interval
+ends or the daemon does. Shapes: Slack (`text`), Discord
 (`content`), ntfy (plain text, title in a header), anything else gets the whole event as JSON.
 """
 
@@ -14,7 +16,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http.client import HTTPException, InvalidURL
 from urllib.parse import urlsplit
 
@@ -27,6 +29,7 @@ WAITING = 64
 COMMAND_TIMEOUT_S = 30.0
 WEBHOOK_TIMEOUT_S = 10.0
 ANSWER_SHOWN = 200  # characters of an odd answer
+LONGEST_S = 86_400.0  # a timer waits at most so long and looks again
 LEVELS_AT_ONCE = frozenset({"error"})
 
 
@@ -41,15 +44,35 @@ class Notice:
     host: str
     at: str
 
+    @property
+    def at_once(self) -> bool:
+        return self.level in LEVELS_AT_ONCE
+
+
+@dataclass(slots=True)
+class HeldBack:
+    """What the rate limit holds back of one topic: the worst of it, the newest of equals."""
+
+    notice: Notice
+    count: int = 1
+    timer: threading.Timer | None = None
+
+    def add(self, notice: Notice) -> None:
+        self.count += 1
+        if notice.at_once or not self.notice.at_once:
+            self.notice = notice
+
 
 class Notifier:
-    """Owns one thread. `close` waits for what is queued, briefly."""
+    """Owns one thread, and a timer for each topic that is held back. `close` waits for what is
+    queued, briefly."""
 
     def __init__(self, settings: Callable[[], Notify]) -> None:
         self._settings = settings
         self._waiting: queue.Queue[Notice | None] = queue.Queue(WAITING)
-        self._last_s: dict[str, float] = {}
-        self._held_back: dict[str, int] = {}
+        self._last: dict[str, tuple[float, bool]] = {}  # by topic: when, and whether an error
+        self._held: dict[str, HeldBack] = {}
+        self._lock = threading.Lock()  # the caller and the timers
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         self._thread.start()
 
@@ -58,23 +81,71 @@ class Notifier:
         settings = self._settings()
         if not settings.command and not settings.webhook:
             return False
-        now = clock.monotonic_s()
-        last = self._last_s.get(notice.topic)
-        if last is not None and now - last < settings.min_interval_s:
-            self._held_back[notice.topic] = self._held_back.get(notice.topic, 0) + 1
-            return False
-        more = self._held_back.pop(notice.topic, 0)
-        if more:
-            text = f"{notice.text} (and {more} more of this kind before it)"
-            notice = Notice(**{**asdict(notice), "text": text})
+        with self._lock:
+            held = self._held.get(notice.topic)
+            if held is not None:
+                held.add(notice)
+            else:
+                held = HeldBack(notice)
+            _, was_error = self._last.get(notice.topic, (0.0, False))
+            left_s = self._left_s(notice.topic, settings)
+            if left_s > 0 and (was_error or not notice.at_once):
+                self._held[notice.topic] = held
+                self._arm(held, left_s)
+                return False
+            return self._queue(held)
+
+    def _left_s(self, topic: str, settings: Notify) -> float:
+        """Of the interval since the last notice of this topic."""
+        if topic not in self._last:
+            return 0.0
+        return self._last[topic][0] + settings.min_interval_s - clock.monotonic_s()
+
+    def _queue(self, held: HeldBack) -> bool:
+        notice, topic = held.notice, held.notice.topic
+        if held.count > 1:
+            text = f"{notice.text} (and {held.count - 1} more of this kind)"
+            notice = replace(notice, text=text)
+        if held.timer is not None:
+            held.timer.cancel()
+        self._held.pop(topic, None)
         try:
             self._waiting.put_nowait(notice)
         except queue.Full:
+            log.warning("notifications are stuck; one is given up: %s", printable(notice.title))
             return False
-        self._last_s[notice.topic] = now
+        self._last[topic] = (clock.monotonic_s(), notice.at_once)
         return True
 
+    def _arm(self, held: HeldBack, left_s: float) -> None:
+        if held.timer is not None and held.timer.is_alive():
+            return
+        held.timer = threading.Timer(min(left_s, LONGEST_S), self._flush, [held.notice.topic])
+        held.timer.daemon = True
+        try:
+            held.timer.start()
+        except RuntimeError as problem:  # no thread to be had: the next notice takes it along
+            held.timer = None
+            log.warning("notifications that are held back wait for the next one: %s", problem)
+
+    def _flush(self, topic: str) -> None:
+        """The interval is over, unless the setting grew meanwhile."""
+        settings = self._settings()
+        with self._lock:
+            held = self._held.get(topic)
+            if held is None:
+                return
+            held.timer = None
+            left_s = self._left_s(topic, settings)
+            if left_s > 0:
+                self._arm(held, left_s)
+            else:
+                self._queue(held)
+
     def close(self, timeout_s: float = 5.0) -> None:
+        with self._lock:
+            for held in list(self._held.values()):
+                self._queue(held)
         try:
             self._waiting.put(None, timeout=timeout_s)
         except queue.Full:

@@ -6,7 +6,9 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,59 @@ def test_the_same_topic_is_told_once_per_interval_and_the_rest_is_counted(server
     notifier.close()
     assert len(server.got) == 2
     assert "3 more" in str(server.got[1]["text"])
+
+
+WARNING = replace(NOTICE, level="warning", title="a gradient spike")
+
+
+def titles(server: Server) -> list[object]:
+    return [got["title"] for got in server.got]
+
+
+def test_an_error_passes_after_a_warning_and_a_warning_not_after_an_error(server: Server) -> None:
+    notifier = Notifier(lambda: Notify(webhook=server.url, min_interval_s=3600))
+    told = [notifier.tell(notice) for notice in (WARNING, NOTICE, WARNING, NOTICE)]
+    assert told == [True, True, False, False]
+    notifier.close()
+    assert titles(server)[:2] == ["a gradient spike", "trainer ended"]
+
+
+def test_what_was_held_back_goes_when_the_interval_ends(server: Server) -> None:
+    """The worst of it, with the number of the others, and nobody has to say something more."""
+    interval = {"s": 0.5}
+    notifier = Notifier(lambda: Notify(webhook=server.url, min_interval_s=interval["s"]))
+    assert notifier.tell(NOTICE)
+    held = replace(NOTICE, title="trainer ended again")
+    assert [notifier.tell(notice) for notice in (WARNING, held, WARNING)] == [False] * 3
+    deadline = time.monotonic() + 20
+    while len(server.got) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert titles(server) == ["trainer ended", "trainer ended again"]
+    assert "2 more" in str(server.got[1]["text"])
+    interval["s"] = 3600
+    assert not notifier.tell(WARNING), "what was flushed begins an interval"
+    notifier.close()
+
+
+def test_what_is_held_back_at_the_end_is_told(server: Server) -> None:
+    notifier = Notifier(lambda: Notify(webhook=server.url, min_interval_s=3600))
+    assert [notifier.tell(NOTICE), notifier.tell(NOTICE)] == [True, False]
+    notifier.close()
+    assert len(server.got) == 2
+
+
+def test_an_interval_that_grew_meanwhile_holds(server: Server) -> None:
+    interval = {"s": 3600.0}
+    notifier = Notifier(lambda: Notify(webhook=server.url, min_interval_s=interval["s"]))
+    notifier.tell(NOTICE)
+    assert not notifier.tell(WARNING)
+    notifier._flush("incident")
+    assert notifier._waiting.qsize() <= 1 and "incident" in notifier._held
+    interval["s"] = 1e-9
+    notifier._flush("incident")
+    assert notifier._held == {}
+    notifier.close()
+    assert titles(server) == ["trainer ended", "a gradient spike"]
 
 
 def test_a_command_gets_the_event_on_standard_input(tmp_path: Path) -> None:
