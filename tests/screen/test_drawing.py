@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from trainer_tui.tui import chart, figures, glyphs, ink, reduce
+from trainer_tui.tui.panels import machine
 from trainer_tui.tui.plot import draw
+from trainer_tui.tui.verbs import training as verbs
 from trainer_tui.tui.view import (
     Evaluated,
     History,
@@ -18,6 +20,7 @@ from trainer_tui.tui.view import (
     JobsChanged,
     Live,
     Lost,
+    Machine,
     Panel,
     Point,
     Said,
@@ -90,6 +93,16 @@ def test_rows_fit_whatever_text_went_in() -> None:
             assert ink.width_of(row) == width
             assert ink.width_of(ink.cut(row, width)) == width
             assert ink.width_of(((ink.fit_text(text, width), ""),)) == width
+
+
+@pytest.mark.parametrize("place", ["", "models"])
+def test_the_machine_names_the_disk_that_its_figures_are_of(place: str) -> None:
+    figures_ = {"disk_used_bytes": 87.0, "disk_free_bytes": 3.0, "disk_total_bytes": 90.0}
+    view = View(status=Status(machine=Machine(disk_place=place, **figures_)))
+    shown = ["".join(t for t, _ in row) for row in machine.rows(view, 60, 9, glyphs.UNICODE)]
+    assert ("of models" in shown[-1]) == bool(place)
+    words = verbs._machine_line({"gpus": [], "disk_place": place, **figures_})
+    assert ("disk of models 3B free" if place else "disk 3B free") in words
 
 
 def test_bars_are_exact() -> None:

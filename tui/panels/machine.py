@@ -49,8 +49,6 @@ def rows(view: View, width: int, height: int, glyphs: Glyphs) -> list[Row]:
     free = f"{figures.size(machine.disk_free_bytes)} free"
     if filling:
         free = f"full in {figures.coarse(left_s)}"
-    if machine.disk_place:  # not the root's own: say which one the figures are of
-        lines.append(Line().add(" disk   ", "dim").add(f"of {printable(machine.disk_place, 60)}"))
     lines.append(
         _line(
             "disk",
@@ -63,6 +61,8 @@ def rows(view: View, width: int, height: int, glyphs: Glyphs) -> list[Row]:
             None,
         )
     )
+    if machine.disk_place:  # not the root's own: say which one the figures are of
+        lines.append(Line().add(" disk   ", "dim").add(f"of {printable(machine.disk_place, 60)}"))
     return [cut(tuple(line.spans), width) for line in lines[:height]]
 
 
