@@ -10,7 +10,7 @@ A daemon that dies in between, or a disk that is full, leaves it to the next tim
 
 from __future__ import annotations
 
-import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ import msgspec
 from trainer_tui.daemon import again
 from trainer_tui.queue.job import COMPLETED, FAILED, Job
 from trainer_tui.queue.store import Queue
-from trainer_tui.safety import clock, durable
+from trainer_tui.safety import clock, durable, state_file
 from trainer_tui.safety.errors import Corrupt, NotFound, Stale, TrainerTuiError, Unreadable
 from trainer_tui.safety.manifest import LedgerEntry, LedgerHead
+from trainer_tui.safety.state_file import Unusable
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import emergency, trained
 from trainer_tui.versions.layout import Layout
 
-log = logging.getLogger("daemon")
 NOTE = "restore.json"
 NO_LINEAGE = -1
 
@@ -65,7 +65,7 @@ class Settled:
 
 
 def is_noted(workspace: Workspace) -> bool:
-    return _note(workspace).exists()
+    return os.path.lexists(_note(workspace))
 
 
 def note(workspace: Workspace, asked: Asked) -> None:
@@ -85,17 +85,29 @@ def note(workspace: Workspace, asked: Asked) -> None:
     durable.replace(_note(workspace), msgspec.json.encode(wish))
 
 
-def settle(workspace: Workspace, queue: Queue, *, spared: Collection[int] = frozenset()) -> Settled:
+def settle(
+    workspace: Workspace,
+    queue: Queue,
+    *,
+    spared: Collection[int] = frozenset(),
+    dealt_with: set[int] | None = None,
+) -> Settled:
     """Do what was wished, when its restore was committed. Call on the queue's thread.
 
     Args:
         spared: jobs in the trainer's hands; the caller has them set aside and asks again.
+        dealt_with: jobs that an earlier try has queued again or found gone; grows.
 
     Raises:
         OSError: the disk failed before anything was done; the wish stays.
     """
     done = Settled()
     wish = _read(workspace)
+    if isinstance(wish, Unusable):
+        aside = state_file.set_aside(_note(workspace))
+        text = "what was wished for the files of the last restore is not known"
+        done.problems.append(f"{text}: {wish.text}{aside}")
+        return done
     if wish is None:
         return done
     now = emergency.standing(Layout(workspace))
@@ -115,17 +127,22 @@ def settle(workspace: Workspace, queue: Queue, *, spared: Collection[int] = froz
         return done
     left = _withdraw(queue, change.regained, spared, done)
     if wish.requeue:
-        left = _requeue(queue, change.lost, wish.by, done) or left
+        seen = dealt_with if dealt_with is not None else set()
+        left = _requeue(queue, change.lost, wish.by, done, seen) or left
     if not left:
         durable.remove_file(_note(workspace))
     return done
 
 
-def _requeue(queue: Queue, lost: Sequence[LedgerEntry], by: str, done: Settled) -> bool:
+def _requeue(
+    queue: Queue, lost: Sequence[LedgerEntry], by: str, done: Settled, dealt_with: set[int]
+) -> bool:
     """In the order in which they were trained. True: some have to be tried again."""
     left = False
     for entry in reversed(lost):
         job_id = entry.job_id
+        if job_id in dealt_with:
+            continue  # what became of it since is a person's business
         try:
             done.requeued.append(again.train_again(queue, job_id, by, after_restore=True))
         except TrainerTuiError as problem:
@@ -133,6 +150,8 @@ def _requeue(queue: Queue, lost: Sequence[LedgerEntry], by: str, done: Settled) 
         except OSError as problem:
             done.problems.append(f"#{job_id} is not queued yet: {problem}")
             left = True
+            continue
+        dealt_with.add(job_id)
     return left
 
 
@@ -165,14 +184,10 @@ def _withdraw(
     return left
 
 
-def _read(workspace: Workspace) -> Wish | None:
+def _read(workspace: Workspace) -> Wish | Unusable | None:
     try:
-        return msgspec.json.decode(_note(workspace).read_bytes(), type=Wish)
+        return state_file.read(_note(workspace), msgspec.json.Decoder(Wish).decode)
     except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as problem:
-        log.error("%s cannot be read: %s", _note(workspace), problem)
-        durable.remove_file(_note(workspace))
         return None
 
 

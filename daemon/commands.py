@@ -144,6 +144,10 @@ async def set_rate_factor(training: Training, factor: float) -> None:
     trainer = training.trainer
     if trainer is None or not training.present.ready:
         raise Refused("no trainer runs that could take another rate", "trainer-tui resume")
+    if training.stands_aside:
+        raise Refused(
+            "a version is being restored, which has its own rate", "ask again in a moment"
+        )
     answered = training.saves_answered
     training.send(messages.Reconfigure({"lr_factor": factor}))
     training.send(messages.SaveNow())
@@ -151,5 +155,5 @@ async def set_rate_factor(training: Training, factor: float) -> None:
         lambda: training.saves_answered > answered or training.trainer is not trainer,
         EFFECT_TIMEOUT_S,
     )
-    if training.saves_answered == answered:
-        raise Refused("the trainer ended before it had saved the rate", "trainer-tui status")
+    if training.figures.lr_factor != factor:
+        raise Refused("no checkpoint holds the rate yet", "see what it is: trainer-tui rate")

@@ -76,7 +76,7 @@ class StagingOwner:
 def _touched_s(path: Path) -> float:
     """When anything in it was written last; wall time. What vanishes meanwhile is no left-over."""
     newest = 0.0
-    for entry in (path, *path.rglob("*")):
+    for entry in (path, *disk.names_below(path)):
         try:
             newest = max(newest, entry.lstat().st_mtime)
         except FileNotFoundError:

@@ -155,7 +155,10 @@ class DiskWatch:
         folders = checkpoints.list_folders(self._workspace.current_model)
         if not folders:
             return 0
-        return sum(entry.stat().st_size for entry in folders[0].iterdir() if entry.is_file())
+        try:
+            return sum(entry.stat().st_size for entry in folders[0].iterdir() if entry.is_file())
+        except FileNotFoundError:  # retention let go of it just now; a newer one is there
+            return self._next_save_bytes()
 
     def _owners(self, here: Here) -> list[Owner]:
         return [*owners_here(self._workspace, here), self._versions_owner(here)]

@@ -15,7 +15,7 @@ from trainer_tui.daemon.completed import Committed
 from trainer_tui.daemon.figures import SERIES_OF
 from trainer_tui.daemon.training_state import Means, TrainingState
 from trainer_tui.safety import clock, crash, manifest, messages
-from trainer_tui.safety.errors import Corrupt, Unreadable
+from trainer_tui.safety.errors import Corrupt, TrainerTuiError, Unreadable
 from trainer_tui.safety.manifest import LedgerEntry, Manifest
 
 STEP_EVENT_EVERY_S = 0.05
@@ -118,7 +118,8 @@ class Hearing(TrainingState):
         """Files whose only checkpoints are damaged: the one in use has not learnt them."""
         desk, workspace = self._means.desk, self._means.workspace
         if not checkpoint:
-            await desk.aside(lambda: ledger_note.forget(workspace))
+            if said := await desk.aside(lambda: ledger_note.forget(workspace)):
+                self._means.teller.say("error", "checkpoint", said)
             return
         try:
             in_use = await desk.aside(lambda: manifest.read(workspace.current_model / checkpoint))
@@ -133,19 +134,30 @@ class Hearing(TrainingState):
             if isinstance(problem, Unreadable):
                 return  # this may pass: the next start looks again
             entries = ()
-        await self._queue_again(entries)
-        await desk.aside(lambda: ledger_note.settle(workspace, in_use))
+        if await self._queue_again(entries):
+            await desk.aside(lambda: ledger_note.settle(workspace, in_use))
 
-    async def _queue_again(self, entries: tuple[LedgerEntry, ...]) -> None:
+    async def _queue_again(self, entries: tuple[LedgerEntry, ...]) -> bool:
+        """False: the disk refused some; the next start tries again."""
         desk, say = self._means.desk, self._means.teller.say
         jobs, gone = await desk.ask(partial(again.lost, entries=entries)) if entries else ([], [])
+        done = True
         for job in jobs:
-            new = await desk.ask(partial(again.train_again, job_id=job.id, added_by="daemon"))
-            text = f"#{job.id} {job.name} was lost with a damaged checkpoint: again as #{new.id}"
-            say("warning", "job", text, job=new.id)
+            try:
+                new = await desk.ask(partial(again.train_again, job_id=job.id, added_by="daemon"))
+            except TrainerTuiError:
+                gone.append(f"#{job.id} {job.name}")
+            except OSError as problem:
+                text = f"#{job.id} {job.name} was lost with a damaged checkpoint: {problem}"
+                say("error", "job", text, hint="it is queued at the trainer's next start")
+                done = False
+            else:
+                text = f"#{job.id} {job.name} was lost with a damaged checkpoint"
+                say("warning", "job", f"{text}: again as #{new.id}", job=new.id)
         for name in gone:
             text = f"{name} was lost with a damaged checkpoint, and its job is no longer kept"
             say("warning", "job", text, hint="to train it again, add the file again")
+        return done
 
     def _step(self, message: messages.StepDone) -> None:
         self._means.history.add_points(self.figures.step(message))
@@ -216,10 +228,12 @@ class Hearing(TrainingState):
         """Move what the newest manifest lists as completed out of `processing/`."""
         wanted = {job.id for job in self._means.desk.processing}
         try:
-            found = await self._means.desk.aside(lambda: self._look(wanted, quick=quick))
+            found, said = await self._means.desk.aside(lambda: self._look(wanted, quick=quick))
         except Corrupt as problem:
             self._means.teller.say("error", "checkpoint", problem.message, hint=problem.hint)
             return
+        if said:
+            self._means.teller.say("error", "checkpoint", said)
         if found is None:
             return
         self.figures.tokens_seen = found.manifest.tokens
@@ -243,11 +257,10 @@ class Hearing(TrainingState):
         for listener in self.after_commit:
             listener(found, done)
 
-    def _look(self, wanted: set[int], *, quick: bool) -> Committed | None:
+    def _look(self, wanted: set[int], *, quick: bool) -> tuple[Committed | None, str]:
         found = self._ledger.look(wanted, quick=quick)
-        if found is not None:
-            ledger_note.advance(self._means.workspace, found.manifest)
-        return found
+        said = ledger_note.advance(self._means.workspace, found.manifest) if found else ""
+        return found, said
 
     def _say_if_queue_is_done(self) -> None:
         """Nothing is left that may start: worth a word after some work, not after every file that

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from trainer_tui.safety import durable, manifest
+from trainer_tui.safety import durable, manifest, state_file
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import LedgerEntry, LedgerHead, Manifest
+from trainer_tui.safety.state_file import Unusable
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import trained
 
@@ -34,15 +35,20 @@ class Seen(msgspec.Struct, frozen=True):
     ledger: LedgerHead | None
 
 
-def advance(workspace: Workspace, committed: Manifest) -> None:
-    """Take note of a commit, unless it lacks something that was noted before."""
-    before, now = _read(workspace), Seen(committed.lineage, committed.ledger)
+def advance(workspace: Workspace, committed: Manifest) -> str:
+    """Take note of a commit, unless it lacks something that was noted before.
+
+    Returns:
+        A sentence on a note that could not be used; empty as a rule.
+    """
+    (before, said), now = _read(workspace), Seen(committed.lineage, committed.ledger)
     if before is None or (now != before and _goes_on_from(workspace.ledger, before, now)):
         try:
             _write(workspace, now)
         except OSError as problem:
             # A full disk must not keep finished files in the queue; the next commit is noted.
             log.warning("%s could not be written: %s", NOTE, problem)
+    return said
 
 
 def lost(workspace: Workspace, in_use: Manifest) -> tuple[LedgerEntry, ...]:
@@ -52,7 +58,7 @@ def lost(workspace: Workspace, in_use: Manifest) -> tuple[LedgerEntry, ...]:
     Raises:
         Corrupt: a ledger segment is missing, unreadable (Unreadable) or damaged.
     """
-    before = _read(workspace)
+    before, _ = _read(workspace)
     if before is None or in_use.lineage > before.lineage:
         return ()
     return trained.change(workspace.ledger, before.ledger, in_use.ledger).lost[::-1]
@@ -61,13 +67,17 @@ def lost(workspace: Workspace, in_use: Manifest) -> tuple[LedgerEntry, ...]:
 def settle(workspace: Workspace, in_use: Manifest) -> None:
     """What was lost is dealt with: from here on this ledger counts. Raises OSError."""
     now = Seen(in_use.lineage, in_use.ledger)
-    if _read(workspace) != now:
+    if _read(workspace)[0] != now:
         _write(workspace, now)
 
 
-def forget(workspace: Workspace) -> None:
-    """Training begins with the base model: somebody took the checkpoints away."""
-    durable.remove_file(workspace.state / NOTE)
+def forget(workspace: Workspace) -> str:
+    """Training begins with the base model: somebody took the checkpoints away. Returns as
+    `advance`."""
+    noted, said = _read(workspace)
+    if noted is not None:
+        durable.remove_file(workspace.state / NOTE)
+    return said
 
 
 def _goes_on_from(ledger: Path, before: Seen, now: Seen) -> bool:
@@ -83,14 +93,18 @@ def _goes_on_from(ledger: Path, before: Seen, now: Seen) -> bool:
     return head == before.ledger
 
 
-def _read(workspace: Workspace) -> Seen | None:
+def _read(workspace: Workspace) -> tuple[Seen | None, str]:
+    """One that cannot be used is none, and set aside."""
+    path = workspace.state / NOTE
     try:
-        return msgspec.json.decode((workspace.state / NOTE).read_bytes(), type=Seen)
+        found = state_file.read(path, msgspec.json.Decoder(Seen).decode)
     except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as problem:
-        log.error("%s cannot be read: %s", NOTE, problem)
-        return None
+        return None, ""
+    if isinstance(found, Unusable):
+        text = f"{found.text}{state_file.set_aside(path)}; which ledger was the newest is not known"
+        log.error("%s", text)
+        return None, text
+    return found, ""
 
 
 def _write(workspace: Workspace, seen: Seen) -> None:

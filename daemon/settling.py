@@ -30,9 +30,11 @@ class Settling:
         self._workspace, self._training = workspace, training
         self._desk, self._teller = desk, teller
         self._said: list[str] = []
+        self._dealt_with: set[int] = set()
 
     async def note(self, asked: Asked) -> None:
         """On disk before the restore. Raises Refused: it cannot be written."""
+        self._dealt_with.clear()
         with plain_words("nothing was restored"):
             await self._desk.aside(partial(after_restore.note, self._workspace, asked))
 
@@ -48,7 +50,12 @@ class Settling:
         spared = training.trained | ({in_hand} if in_hand is not None else set())
         try:
             settled = await self._desk.ask(
-                partial(after_restore.settle, self._workspace, spared=frozenset(spared))
+                partial(
+                    after_restore.settle,
+                    self._workspace,
+                    spared=frozenset(spared),
+                    dealt_with=self._dealt_with,
+                )
             )
         except (OSError, TrainerTuiError) as problem:
             settled = Settled(problems=[f"the queue is not in line with the model yet: {problem}"])

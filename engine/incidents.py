@@ -27,6 +27,8 @@ SPIKE_STEPS = 5  # that many in a row are a divergence, one is a hard batch
 EMA_STEPS = 50
 WARMED_UP_STEPS = 20  # no verdict before the running means mean something
 FILE_LEVEL_STEPS = 5  # so many first steps of a file say what is usual in it
+HARDER_FILE = 3.0  # a file may begin so many times above what files usually begin with
+LEVEL_RISE, LEVEL_FALL = 1.1, 0.99  # how fast that follows, at most, from file to file
 CALM_STEPS = 500  # so many without a spike, and the ladder begins at its foot again
 LOWEST_FACTOR = 1 / 64  # what halving never goes below; further down nothing would be learnt
 
@@ -54,6 +56,8 @@ class Watch:
     told_fixed: float = 0.0  # the loss that was told as forgetting; 0: none
     fixed_set: str = ""
     rungs: dict[str, int] = field(default_factory=dict)  # how far up each kind's ladder we are
+    usual_loss: float = 0.0  # what files begin with; 0: none is known
+    usual_norm: float = 0.0
     job_id: int = 0
     job_steps: int = 0
     job_loss_level: float = 0.0  # of the file's first steps
@@ -88,7 +92,8 @@ class Watch:
             self,
             job_id=job_id,
             rungs=rungs,
-            spikes=0,
+            usual_loss=_followed(self.usual_loss, self.job_loss_level),
+            usual_norm=_followed(self.usual_norm, self.job_norm_level),
             job_steps=0,
             job_loss_level=0.0,
             job_norm_level=0.0,
@@ -109,10 +114,11 @@ def after_step(
         text = f"a NaN or an infinity in the gradients: update skipped ({count} in a row)"
         return replace(watch, nan_steps=count), Incident("nan", text, {"in_a_row": count})
     watch = _levelled(replace(watch, nan_steps=0, steps=watch.steps + 1), loss, grad_norm)
-    warmed_up = watch.steps > WARMED_UP_STEPS and watch.job_steps > FILE_LEVEL_STEPS
-    # Another file may be three times as hard without anything going wrong.
-    loss_spike = warmed_up and loss > SPIKE_FACTOR * max(watch.loss_mean, watch.job_loss_level)
-    norm_spike = warmed_up and grad_norm > SPIKE_FACTOR * max(watch.norm_mean, watch.job_norm_level)
+    warmed_up = watch.steps > WARMED_UP_STEPS
+    loss_base = _base(watch.loss_mean, watch.usual_loss, watch.job_loss_level)
+    norm_base = _base(watch.norm_mean, watch.usual_norm, watch.job_norm_level)
+    loss_spike = warmed_up and loss > SPIKE_FACTOR * loss_base
+    norm_spike = warmed_up and grad_norm > SPIKE_FACTOR * norm_base
     if not (loss_spike or norm_spike):
         weight = 1.0 / min(watch.steps, EMA_STEPS)
         return replace(
@@ -124,14 +130,33 @@ def after_step(
     watch = replace(watch, calm_steps=0)
     if watch.spikes + 1 < SPIKE_STEPS:
         return replace(watch, spikes=watch.spikes + 1), None
-    what, value, mean = (
-        ("loss", loss, watch.loss_mean) if loss_spike else ("norm", grad_norm, watch.norm_mean)
-    )
+    what, value, mean = ("loss", loss, loss_base) if loss_spike else ("norm", grad_norm, norm_base)
     text = f"divergence: {what} {value:.3g} for {SPIKE_STEPS} steps, {mean:.3g} before"
     figures = {"value": value, "mean": mean}
     # The level it has now is the new normal, so that one divergence is one incident.
-    settled = replace(watch, spikes=0, steps=0, loss_mean=0.0, norm_mean=0.0)
+    settled = replace(
+        watch,
+        spikes=0,
+        steps=0,
+        loss_mean=0.0,
+        norm_mean=0.0,
+        usual_loss=max(watch.usual_loss, loss),
+        usual_norm=max(watch.usual_norm, grad_norm),
+    )
     return settled, Incident("divergence", text, figures)
+
+
+def _base(mean: float, usual: float, level: float) -> float:
+    """What a step is compared with. Another file may just be harder, but not without limit: files
+    too short for a verdict of their own are seen by what files began with before."""
+    return max(mean, usual, min(level, HARDER_FILE * usual) if usual else level)
+
+
+def _followed(usual: float, level: float) -> float:
+    """What files usually begin with, after one that began with `level` (0: it had no step)."""
+    if not usual or not level:
+        return usual or level
+    return max(LEVEL_FALL * usual, min(level, LEVEL_RISE * usual))
 
 
 def _levelled(watch: Watch, loss: float, grad_norm: float) -> Watch:

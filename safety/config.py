@@ -256,7 +256,7 @@ def load(path: Path) -> Config:
     except OSError as problem:
         if is_lack(problem):
             raise
-        hint = "it must be a file that the user who runs trainer-tui may read"
+        hint = "it must be a file that the daemon's user may read"
         raise ConfigProblem(f"{path} cannot be read: {problem.strerror}", hint) from problem
     except UnicodeDecodeError as problem:
         raise ConfigProblem(f"{path}: not UTF-8 at byte {problem.start}") from None

@@ -178,6 +178,15 @@ def reclaim(
         raise passed_over
 
 
+def names_below(path: Path) -> list[Path]:
+    """Files and folders in it, at any depth. What vanishes meanwhile is left out: others delete."""
+    return [
+        Path(folder, name)
+        for folder, folders, files in os.walk(path)
+        for name in (*folders, *files)
+    ]
+
+
 def exclusive_bytes(path: Path) -> int:
     """Bytes that go when `path` goes: files that another name shares (a hard link) do not count.
 
@@ -186,7 +195,7 @@ def exclusive_bytes(path: Path) -> int:
     if path.is_symlink() or path.is_file():
         entries = [path]
     else:
-        entries = [entry for entry in path.rglob("*") if not entry.is_dir()]
+        entries = [entry for entry in names_below(path) if not entry.is_dir()]
     seen: dict[tuple[int, int], list[int]] = {}
     for entry in entries:
         with contextlib.suppress(FileNotFoundError):

@@ -54,7 +54,7 @@ class Machine:
     disk_used_bytes: int
     disk_free_bytes: int
     disk_total_bytes: int
-    disk_place: str
+    disk_place: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -116,6 +116,8 @@ ACTIONS: tuple[Action, ...] = (
            " one in hand", do.compare_file, can.done_job),
     Action("checkpoint", ("c",), "Checkpoint", "Save a checkpoint now", training.checkpoint,
            can.saveable, changes=True),
+    Action("rate", (), "Learning rate…", "Multiply the learning rate from now on", training.rate,
+           can.saveable, changes=True),
     Action("version", ("C",), "Make version", "Make a version, with a description",
            versions.make_version, can.saveable, changes=True),
     Action("versions", ("v",), "Versions", "Show the versions", versions.show_versions, footer=5),

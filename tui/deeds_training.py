@@ -114,6 +114,21 @@ async def pause_and_release(app: TrainerApp) -> None:
     app.say(f"{app.glyphs.check} {_training(status, 'paused')}, GPU free · p resumes", "good")
 
 
+async def rate(app: TrainerApp) -> None:
+    """What learning_rate is multiplied with; a ladder halves it."""
+    question = "Multiply learning_rate with (1: as it is set; a halving by a ladder is 0.5):"
+    text = await app.ask("Learning rate", question, "1")
+    if not text:
+        return
+    try:
+        factor = float(text.replace(",", "."))
+    except ValueError:
+        app.say(f"{printable(text, 30)} is no number", "bad")
+        return
+    await app.change("POST", "/v1/training/rate", {"factor": factor})
+    app.say(f"{app.glyphs.check} learning_rate x {factor:g} from the next step on", "good")
+
+
 async def checkpoint(app: TrainerApp) -> None:
     app.say("saving a checkpoint…", "dim")
     await app.change("POST", "/v1/training/checkpoint")

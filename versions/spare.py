@@ -75,7 +75,7 @@ class _Links:
     def freed(self, paths: list[Path]) -> int:
         size = 0
         for path in paths:
-            for entry in path.rglob("*") if path.is_dir() else [path]:
+            for entry in disk.names_below(path) if path.is_dir() else [path]:
                 size += self._one(entry)
         return size
 

@@ -17,6 +17,8 @@ NAMES = [
     "queue/known_files",
     "queue/next_id",
     "config.last_good.toml",
+    "ledger.json",
+    "restore.json",
 ]
 
 

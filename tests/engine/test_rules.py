@@ -155,14 +155,36 @@ def test_a_file_that_is_three_times_as_hard_is_no_divergence() -> None:
     assert incident is not None and incident.kind == "divergence"
 
 
-def test_a_divergence_right_after_a_files_first_steps_is_seen() -> None:
-    watch = steady().of_job(7)
-    for _ in range(incidents.FILE_LEVEL_STEPS):
-        watch, incident = incidents.after_step(watch, 1.0, 1.0, False)
-        assert incident is None
+@pytest.mark.parametrize("steps", [3, 5, 9, 40])
+def test_a_divergence_is_seen_however_short_the_files_are(steps: int) -> None:
+    watch, loss, job = steady(), 2.0, 0
+    for step in range(120):
+        if step % steps == 0:
+            job += 1
+            watch = watch.of_job(job)
+        loss = min(loss * 1.1, 1e6)
+        watch, incident = incidents.after_step(watch, loss, 1.0, False)
+        if incident is not None:
+            break
+    assert incident is not None and incident.kind == "divergence" and loss < 1e4
+
+
+def test_a_file_that_begins_where_no_file_began_is_a_divergence() -> None:
+    watch = steady()
+    for job in range(1, 4):
+        watch = watch.of_job(job)
+        for _ in range(30):
+            watch, incident = incidents.after_step(watch, 2.0, 1.0, False)
+            assert incident is None
+    watch = watch.of_job(9)
+    found = [incidents.after_step(watch, 40.0, 1.0, False)[1]]
     for _ in range(incidents.SPIKE_STEPS):
-        watch, incident = incidents.after_step(watch, 9.0, 1.0, False)
-    assert incident is not None
+        watch, incident = incidents.after_step(watch, 40.0, 1.0, False)
+        found.append(incident)
+    assert [incident.kind for incident in found if incident] == ["divergence"]
+    for _ in range(100):
+        watch, incident = incidents.after_step(watch, 40.0, 1.0, False)
+        assert incident is None, "one divergence is one incident"
 
 
 def test_after_calm_the_ladder_of_divergence_begins_at_its_foot() -> None:

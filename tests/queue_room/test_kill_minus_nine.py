@@ -58,5 +58,5 @@ def test_a_killed_worker_leaves_the_original_and_no_job(
 
 def test_a_failed_fsync_is_final_and_said(with_model: Workspace, file: Path) -> None:
     answer = take_under_strace(with_model, file, "fsync:error=EIO:when=2")
-    assert answer["class"] == "disk" and not answer["ok"]
+    assert answer["class"] == "io_error" and not answer["ok"]
     assert file.exists() and not list(with_model.queue.glob(".staging-*"))

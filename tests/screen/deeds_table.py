@@ -99,6 +99,7 @@ CHANGES = [
     Case("hold", request=("POST", "/v1/jobs/34/hold", {})),
     Case("hold", held, request=("POST", "/v1/jobs/34/unhold", {}), name="unhold"),
     Case("postpone", answers=("",), request=("PATCH", "/v1/jobs/34", {"not_before": None})),
+    Case("rate", answers=("0,5",), request=("POST", f"{TO}rate", {"factor": 0.5})),
     Case("checkpoint", request=("POST", f"{TO}checkpoint", {})),
     Case("version", answers=("tone",), request=("POST", "/v1/versions", {"description": "tone"})),
     Case("rollback", answers=("y",), request=("POST", V(42, "restore"), {})),
