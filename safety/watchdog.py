@@ -2,7 +2,8 @@
 
 Used where systemd is not. Standard library only, so that it stays under 20 MB and has nothing to
 break. It holds `state/watchdog.lock`; exit 0 of the daemon is final, anything else is a crash to
-restart, and so is a start that the machine refuses. A watchdog that died is started again by the
+restart, and so is a start that the machine refuses. A lack of memory or descriptors ends neither
+this process nor its watch. A watchdog that died is started again by the
 daemon (`--adopt`): it then watches a process that is not its child, and learns from
 `state/daemon.json` (removed by a clean exit) whether the end was meant.
 
@@ -39,6 +40,7 @@ BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CALM_S = 120.0  # a daemon that lived this long starts the back-off anew
 FINAL_CODES = (0, 2, 3)  # meant; refused to start and would again; another daemon has the lock
 LOG_BYTES = 1 << 20
+UNKNOWN_START = 0  # start ticks of a daemon that could not be identified yet
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -102,9 +104,9 @@ class Watchdog:
     def _start(self) -> Watched | None:
         """None when the machine does not give a process now: that counts as one more crash."""
         environment = {processes.RUN_KEY: self.run_tag, "TRAINER_TUI_WATCHDOG": str(os.getpid())}
-        with contextlib.ExitStack() as stack:
-            stream = None if self.foreground else stack.enter_context(self._output())
-            try:
+        try:
+            with contextlib.ExitStack() as stack:
+                stream = None if self.foreground else self._output(stack)
                 child = subprocess.Popen(
                     self.command,
                     stdin=subprocess.DEVNULL,
@@ -114,23 +116,30 @@ class Watchdog:
                     start_new_session=True,
                     env=os.environ | environment,
                 )
-            except OSError as problem:  # EAGAIN, ENOMEM, EMFILE, a disk that is away
-                self.log(f"no daemon could be started: {problem}")
-                return None
-        process = processes.identify(child.pid) or ProcessId(child.pid, 0)
+        except OSError as problem:  # EAGAIN, ENOMEM, EMFILE, a disk that is away
+            self.log(f"no daemon could be started: {problem}")
+            return None
         self.log(f"daemon {child.pid} started")
-        return Watched(process, child, time.monotonic())
+        watched = Watched(ProcessId(child.pid, UNKNOWN_START), child, time.monotonic())
+        with contextlib.suppress(OSError):  # it runs, so it is watched; `_see_to` asks again
+            self._identify(watched)
+        return watched
 
-    def _output(self) -> IO[bytes]:
+    def _identify(self, watched: Watched) -> None:
+        """Learn when it started. Its pid is not given away before it is reaped, which we do."""
+        if watched.process.start_ticks == UNKNOWN_START:
+            watched.process = processes.identify(watched.process.pid) or watched.process
+
+    def _output(self, stack: contextlib.ExitStack) -> IO[bytes] | int:
         """Where the daemon's words go. A disk that takes none costs the words, not the daemon."""
         logs = self.state / "logs"
         try:
             if self.state.is_dir():
                 logs.mkdir(exist_ok=True, mode=0o700)
-            return (logs / "daemon.out").open("ab")
+            return stack.enter_context((logs / "daemon.out").open("ab"))
         except OSError as problem:
             self.log(f"the daemon's output is lost: {problem}")
-            return Path(os.devnull).open("ab")
+            return subprocess.DEVNULL
 
     def _workspace_gone(self) -> bool:
         """Whether a person removed the whole workspace: then nothing is left to watch."""
@@ -149,16 +158,23 @@ class Watchdog:
     def _watch(self, watched: Watched) -> int | None:
         """Until the daemon has ended. Exit code; None: unknown or by signal."""
         while True:
-            code = self._ended(watched)
-            if code != "runs":
-                return None if code == "lost" else int(code)
-            while watched.told < self.asked:  # each once: a second one hurries the trainer
-                watched.told += 1
-                processes.send(watched.process, signal.SIGTERM)
-            self._ping(watched)
-            self._end_orphans()
-            self._reap(watched)
+            try:
+                code = self._ended(watched)
+                if code != "runs":
+                    return None if code == "lost" else int(code)
+                self._see_to(watched)
+            except OSError as problem:  # no memory or descriptor left: the next look has some
+                self.log(f"daemon {watched.process.pid} cannot be looked at now: {problem}")
             self._sleep(PING_INTERVAL_S, watched)
+
+    def _see_to(self, watched: Watched) -> None:
+        self._identify(watched)
+        while watched.told < self.asked:  # each once: a second one hurries the trainer
+            processes.send(watched.process, signal.SIGTERM)
+            watched.told += 1
+        self._ping(watched)
+        self._end_orphans()
+        self._reap(watched)
 
     def _ended(self, watched: Watched) -> str:
         if watched.child is not None:
@@ -244,7 +260,9 @@ class Watchdog:
         deadline, asked = time.monotonic() + seconds, self.asked
         poller = select.poll()
         with contextlib.ExitStack() as stack:
-            fd = stack.enter_context(processes.opened(watched.process)) if watched else None
+            fd = None
+            with contextlib.suppress(OSError):  # none left: what ended is found after the wait
+                fd = stack.enter_context(processes.opened(watched.process)) if watched else None
             if fd is not None:
                 poller.register(fd, select.POLLIN)
             while self.asked == asked and (left := deadline - time.monotonic()) > 0:

@@ -146,6 +146,66 @@ def test_a_start_that_the_machine_refuses_is_tried_again(root: Path) -> None:
     assert pack.process.wait(10) == 0
 
 
+LACKING = RUNNER.replace(
+    "real = watchdog.Watchdog",
+    """
+import os, resource, select
+watchdog.BACKOFF_S = (0.1,)
+lack = pathlib.Path(sys.argv[2]) / "state" / "lack"
+usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+def limit(fewest):
+    left = max(map(int, os.listdir("/proc/self/fd"))) if fewest else 0
+    resource.setrlimit(resource.RLIMIT_NOFILE, (left if fewest else usual[0], usual[1]))
+WHERE
+real = watchdog.Watchdog
+""",
+)
+AT_THE_START = """
+start = watchdog.Watchdog._start
+def _start(self):
+    limit(lack.exists())
+    try: return start(self)
+    finally:
+        limit(False)
+        if lack.exists(): lack.unlink(); (lack.parent / "lacked").touch()
+watchdog.Watchdog._start = _start
+"""
+IN_THE_WATCH = """
+identify, sleep = watchdog.processes.identify, watchdog.Watchdog._sleep
+def lacking(pid):
+    limit(lack.exists())
+    return identify(pid)
+def _sleep(self, seconds, watched=None):
+    sleep(self, seconds, watched)
+    limit(False)
+    if lack.exists(): (lack.parent / "lacked").touch()
+    limit(lack.exists())
+watchdog.processes.identify, watchdog.Watchdog._sleep = lacking, _sleep
+"""
+
+
+def test_a_start_without_descriptors_is_tried_again(root: Path) -> None:
+    (root / "state").mkdir()
+    (root / "state" / "lack").touch()
+    pack = Pack(root, runner=LACKING.replace("WHERE", AT_THE_START))
+    pack.daemon(1)
+    assert (root / "state" / "lacked").exists()
+    pack.process.terminate()
+    assert pack.process.wait(10) == 0
+
+
+def test_a_daemon_started_with_the_last_descriptors_is_watched_and_told_to_end(root: Path) -> None:
+    (root / "state").mkdir()
+    (root / "state" / "lack").touch()
+    pack = Pack(root, runner=LACKING.replace("WHERE", IN_THE_WATCH))
+    first = pack.daemon(1)
+    wait_for((root / "state" / "lacked").exists)
+    pack.process.terminate()
+    (root / "state" / "lack").unlink()
+    assert pack.process.wait(20) == 0
+    assert processes.identify(first) is None and len(pack.starts()) == 1
+
+
 def test_a_removed_workspace_needs_no_watchdog(tmp_path: Path) -> None:
     root = tmp_path / "workspace"
     pack = Pack(root)
