@@ -124,15 +124,18 @@ class Settings:
         return self._look() != self._stamp
 
     def reload(self) -> str | None:
-        """Take the file in again; in a thread. Returns the problem when the edit is refused."""
-        self._stamp = self._look()
+        """Take the file in again; in a thread. Returns the problem when the edit is refused.
+
+        Raises:
+            OSError: this process lacks memory or descriptors; the edit still counts as one.
+        """
+        stamp = self._look()  # before reading: what is edited meanwhile is another edit
         try:
-            if self._file.is_symlink():
-                raise ConfigProblem(f"{self._file} is a link; it is not followed")
             self.config = config.load(self._file)
         except ConfigProblem as problem:
-            self.problem = str(problem)
+            self._stamp, self.problem = stamp, str(problem)
             return self.problem
+        self._stamp = stamp  # after reading: where that failed for want of memory, it is done again
         self.problem = None
         self._keep_good()
         return None

@@ -243,13 +243,16 @@ LINEAGE_KEYS = frozenset({"precision"})
 
 
 def load(path: Path) -> Config:
-    """Read and check a config file.
+    """Read and check a config file. A link is refused, here and so for everyone who reads it.
 
     Raises:
         ConfigProblem: with file, key, value, what is allowed and the nearest known key.
         OSError: this process lacks memory or descriptors.
     """
     try:
+        if path.is_symlink():  # what it leads to may change, or be gone, without a trace here
+            hint = "put the file itself there"
+            raise ConfigProblem(f"{path} is a link; it is not followed", hint)
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ConfigProblem(f"{path} is not there", "make one with: trainer-tui init") from None

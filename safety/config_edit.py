@@ -34,11 +34,10 @@ def set_value(path: Path, key: str, value: Any) -> config.Config:
 
 def set_values(path: Path, values: dict[str, Any]) -> config.Config:
     """Like `set_value` for several keys at once: all of them or none."""
-    config.load(path)  # the file as it stands: missing, not UTF-8 or broken is said here
-    target = path.resolve()  # a link to a file kept elsewhere stays a link
-    text = edited(target.read_text("utf-8"), values, path)
+    config.load(path)  # the file as it stands: missing, a link, not UTF-8 or broken is said here
+    text = edited(path.read_text("utf-8"), values, path)
     checked = config.parse(text, path)
-    durable.replace(target, text.encode(), stat.S_IMODE(target.stat().st_mode))
+    durable.replace(path, text.encode(), stat.S_IMODE(path.stat().st_mode))
     return checked
 
 

@@ -160,19 +160,31 @@ def test_an_edit_does_not_say_the_same_thing_under_two_names(tmp_path):
     assert path.read_text() == 'model_path = "new"\n'
 
 
-def test_an_edit_writes_through_a_link_and_keeps_the_mode(tmp_path):
-    kept = tmp_path / "dotfiles.toml"
-    kept.write_text(TEXT)
-    kept.chmod(0o644)
+def test_an_edit_keeps_the_mode(tmp_path):
     path = tmp_path / "config.toml"
-    path.symlink_to(kept)
+    path.write_text(TEXT)
+    path.chmod(0o644)
     before = os.umask(0o077)  # the daemon's
     try:
         config_edit.set_value(path, "epochs", 2)
     finally:
         os.umask(before)
-    assert path.is_symlink() and "epochs = 2" in kept.read_text()
-    assert kept.stat().st_mode & 0o777 == 0o644
+    assert "epochs = 2" in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_is_neither_read_nor_written_through(tmp_path):
+    kept, good, path = (tmp_path / name for name in ("kept.toml", "good.toml", "config.toml"))
+    kept.write_text("epochs = 9")
+    good.write_text("epochs = 2")
+    path.symlink_to(kept)
+    with pytest.raises(ConfigProblem, match="is a link"):
+        config.load(path)
+    with pytest.raises(ConfigProblem, match="is a link"):
+        config_edit.set_value(path, "epochs", 3)
+    assert kept.read_text() == "epochs = 9"
+    settings, problem = config.load_or_last_good(path, good)
+    assert settings.epochs == 2 and "is a link" in str(problem)
 
 
 def test_a_key_of_the_screen_can_be_bound(tmp_path):
