@@ -29,6 +29,9 @@ from trainer_tui.safety.errors import ConfigProblem, is_lack
 MANY = 10**15  # beyond any count of steps, rows or bytes, and a number everywhere
 LONG_S = 1e9  # 31 years: what clocks and timers still take
 LONG_DAYS = 36500
+LARGEST_WEIGHT = 1e6  # of one part of the loss beside the rest
+LARGEST_DECAY = 1e3  # times the learning rate: what a step takes off a weight
+NO_CLIPPING = 1e9  # above any gradient's norm that is worth a step
 Count = Annotated[int, Field(ge=1, le=MANY)]
 Whole = Annotated[int, Field(ge=0, le=MANY)]
 Days = Annotated[int, Field(ge=1, le=LONG_DAYS)]
@@ -60,9 +63,9 @@ class Behaviour(Section):
 
     think: Literal["keep", "mask", "forbid"] = "keep"
     think_tags: tuple[str, ...] = ("<think>", "</think>")
-    alpha: float = Field(0.05, ge=0)
+    alpha: float = Field(0.05, ge=0, le=LARGEST_WEIGHT)
     tau: float = Field(1e-4, gt=0, lt=1)
-    stop_weight: float = Field(1.0, ge=1)
+    stop_weight: float = Field(1.0, ge=1, le=LARGEST_WEIGHT)
     stop_emojis: tuple[str, ...] = ()
     stop_emojis_omitted: Share = 0.15
 
@@ -188,11 +191,11 @@ class Config(Section):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Whole = 100
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=LARGEST_DECAY)
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0, le=NO_CLIPPING)] = 1.0
     precision: Literal["auto", "fp32", "master", "pure_bf16", "lean"] = "auto"
     attention: str = "auto"
     deterministic: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_an_empty_file_means_the_defaults():
         ("[retention]\ncompleted_days = 9999999999", ["completed_days", "equal to 36500"]),
         ("[retention]\ndaily_days = 999999", ["daily_days", "equal to 36500"]),
         ("[disk]\nmin_free_gb = 1e300", ["min_free_gb", "equal to 1000000000"]),
+        ("max_grad_norm = 1e300", ["max_grad_norm = 1e+300", "less than or equal to 1000000000"]),
         ('[intake]\nquiet_hours = "25:00-99:00"', ["quiet_hours", "write it as 22:00-06:30"]),
         ('[intake]\nquiet_hours = "06:00-06:00"', ["quiet_hours", "it never holds"]),
         ('[api]\nlisten = "x"', ["api.listen = 'x'", "write it as 127.0.0.1:8000"]),
@@ -65,6 +67,29 @@ def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(text, says):
     assert "\n" not in problem.message and problem.message.startswith("config.toml")
     for part in says:
         assert part in f"{problem.message} {problem.hint}"
+
+
+def _number_schemas(schema: dict, where: str) -> Iterator[tuple[str, dict]]:
+    """Every number of a JSON schema, with its path; sections are followed."""
+    if schema.get("type") in ("integer", "number"):
+        yield where, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from _number_schemas(inner, f"{where}.{name}")
+    for name in ("items", "additionalProperties"):
+        if isinstance(inner := schema.get(name), dict):
+            yield from _number_schemas(inner, f"{where}.{name}")
+    for inner in (*schema.get("anyOf", ()), *schema.get("prefixItems", ())):
+        yield from _number_schemas(inner, where)
+    for name, inner in schema.get("$defs", {}).items():
+        yield from _number_schemas(inner, name)
+
+
+def test_every_number_has_a_lowest_and_a_highest_value():
+    found = dict(_number_schemas(Config.model_json_schema(), "Config"))
+    assert {"Config.epochs", "Behaviour.alpha", "Supervision.backoff_s.items"} <= found.keys()
+    assert len(found) > 50
+    for end in ({"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}):
+        assert not [where for where, schema in found.items() if not end & schema.keys()]
 
 
 def test_more_than_one_mistake_is_counted():
