@@ -7,6 +7,9 @@ and extremes.
 
 Invariant: below the floor of a level nothing is drawn from it. Floors are multiples of the
 coarsest width, so that no bucket of any level lies on both sides of one: nothing is drawn twice.
+
+Limit: where training goes back below a floor, the one bucket of each width that holds the step
+has what was there before, too.
 """
 
 from __future__ import annotations
@@ -57,6 +60,8 @@ class Point:
 
 def insert(base: sqlite3.Connection, points: list[Point]) -> None:
     """Call inside a transaction."""
+    for series, step in _gone_back(base, points):
+        _forget_from(base, series, step)
     base.executemany(
         "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?)",
         [(p.series, p.step, p.at_s, p.value) for p in points],
@@ -80,6 +85,48 @@ def _bucketed(points: list[Point]) -> list[tuple[Any, ...]]:
                 found[3] = min(found[3], point.value)
                 found[4] = max(found[4], point.value)
     return [(*key, values[0], int(values[1]), *values[2:]) for key, values in sums.items()]
+
+
+# --- beginning again -----------------------------------------------------------------------------
+
+
+def forget(base: sqlite3.Connection) -> None:
+    """All of it: training begins again with the base model, and so do the steps."""
+    base.execute("BEGIN")
+    try:
+        for table in ("points", "buckets", "floors"):
+            base.execute(f"DELETE FROM {table}")
+        base.execute("COMMIT")
+    except BaseException:
+        if base.in_transaction:
+            base.execute("ROLLBACK")
+        raise
+
+
+def _gone_back(base: sqlite3.Connection, points: list[Point]) -> list[tuple[str, int]]:
+    """(series, first step) of those that come below the floor of the points, which is where only
+    what is old may be: an older checkpoint is in use."""
+    floors = dict(base.execute("SELECT series, step FROM floors WHERE level = 0"))
+    lowest: dict[str, int] = {}
+    for point in points:
+        if point.step < floors.get(point.series, 0):
+            lowest[point.series] = min(point.step, lowest.get(point.series, point.step))
+    return list(lowest.items())
+
+
+def _forget_from(base: sqlite3.Connection, series: str, step: int) -> None:
+    """What another run learnt from this step on, and the floors that it had raised above it."""
+    base.execute("DELETE FROM points WHERE series = ? AND step >= ?", (series, step))
+    for width in BUCKET_STEPS:
+        first = -(-step // width)
+        where = "series = ? AND width = ? AND bucket >= ?"
+        base.execute(f"DELETE FROM buckets WHERE {where}", (series, width, first))
+    floor = -(-step // COARSEST) * COARSEST  # below it points are gone
+    if floor:
+        lower = "UPDATE floors SET step = min(step, ?) WHERE series = ?"
+        base.execute(lower, (floor, series))
+    else:
+        base.execute("DELETE FROM floors WHERE series = ?", (series,))
 
 
 # --- thinning ------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ class Hearing(TrainingState):
         """Files whose only checkpoints are damaged: the one in use has not learnt them."""
         desk, workspace = self._means.desk, self._means.workspace
         if not checkpoint:
+            self._means.history.begin_again()
             if said := await desk.aside(lambda: ledger_note.forget(workspace)):
                 self._means.teller.say("error", "checkpoint", said)
             return

@@ -99,6 +99,12 @@ class History:
         """The newest (step, value) of each series that has any."""
         return self.ask(lambda base: _last_values(base, series))
 
+    def begin_again(self) -> None:
+        """Training begins with the base model: points of a run before it are another curve's."""
+        with self._buffer_lock:
+            self._points = []
+        self._do(curves.forget)
+
     def prune(self) -> None:
         """Let go of the oldest events beyond `EVENTS_KEPT`, and thin old points out: a little at a
         time, so that what comes meanwhile is stored and questions are answered."""
@@ -248,7 +254,7 @@ class History:
 
 def _log_failure(answer: Future[Any]) -> None:
     if problem := answer.exception():
-        log.warning("history was not pruned: %s", problem)
+        log.warning("history was not tidied: %s", problem)
 
 
 def _is_damage(problem: sqlite3.DatabaseError) -> bool:

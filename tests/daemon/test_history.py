@@ -196,3 +196,49 @@ def test_a_bucket_of_points_and_of_what_was_thinned_has_both(history, thinner):
     whole = line(history, first, first + 20 * 17 - 1, 20)[10]
     thinned(history)
     assert line(history, first, first + 20 * 17 - 1, 20)[10] == pytest.approx(whole)
+
+
+def stored(history: History, first: int, last: int, value: float) -> None:
+    """As the daemon does it, in batches."""
+    for start in range(first, last, 1000):
+        end = min(start + 1000, last)
+        history.add_points([Point("loss", step, 0.0, value) for step in range(start, end)])
+        history.last_event_id().result(10)
+
+
+def test_training_that_begins_again_has_a_curve_of_its_own(history, thinner):
+    fill(history, 300_000)
+    thinned(history)
+    history.add_points([Point("loss", 300_000, 0.0, 7.0)])
+    history.begin_again()
+    assert history.metrics(["loss"], None, None, 9).result(10)["series"]["loss"] == []
+    stored(history, 1, 5001, 2.0)
+    thinned(history)
+    new = line(history, 1, 5000, 5000)
+    assert [bucket["step"] for bucket in new] == list(range(1, 5001)), "point by point"
+    assert {(b["mean"], b["min"], b["max"]) for b in new} == {(2.0, 2.0, 2.0)}
+    coarse = line(history, None, None, 9)
+    assert {bucket["mean"] for bucket in coarse} == {2.0}
+
+
+@pytest.mark.parametrize("first", [0, 65_536, 70_001])
+def test_steps_that_come_below_the_floor_are_not_mixed_with_those_before(history, thinner, first):
+    fill(history, 300_000)
+    thinned(history)
+    before = line(history, 0, 65_535, 16)
+    stored(history, first, first + 2000, 5000.0)
+    last = first + 1999
+    assert history.metrics(["loss"], None, None, 400).result(10)["to_step"] == last
+    new = line(history, first + 256, last, 2000)  # one bucket may hold both
+    assert {bucket["mean"] for bucket in new} == {5000.0}
+    if first % curves.COARSEST == 0:
+        assert [bucket["step"] for bucket in new] == list(range(first + 256, last + 1))
+    if first:
+        assert line(history, 0, 65_535, 16) == before
+
+
+def test_an_older_checkpoint_above_the_floor_costs_no_point(history, thinner):
+    fill(history, 300_000)
+    thinned(history)
+    stored(history, 290_000, 291_000, 2.0)
+    assert line(history, 299_999, 299_999, 1)[0]["step"] == 299_999
