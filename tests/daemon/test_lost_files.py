@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 from daemon_harness import SUPPORT, Harness, plant, wait_for
 from stub_trainer import tiny_safetensors
 
-from trainer_tui.daemon import ledger_note
+from trainer_tui.daemon import curves, ledger_note
+from trainer_tui.daemon.curves import Point
 from trainer_tui.safety import manifest
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import LedgerEntry, LedgerHead, Manifest
@@ -175,3 +178,17 @@ def test_a_note_whose_ledger_cannot_be_read_raises(space: Workspace) -> None:
         ledger_note.lost(space, committed(0, first))
     (space.state / ledger_note.NOTE).write_text("{")
     assert lost_ids(space, committed(0, first)) == []
+
+
+def test_a_training_from_the_base_model_on_begins_the_curves_anew(serve):
+    daemon = serve(settings=SETTINGS)
+    daemon.workspace.prepare()
+    with contextlib.closing(sqlite3.connect(daemon.workspace.history_file)) as base, base:
+        base.executescript(curves.SCHEMA)
+        curves.insert(base, [Point("loss", step, 0.0, 9.0) for step in range(70_000, 70_100)])
+        base.execute("INSERT INTO floors VALUES ('loss', 0, 65536)")
+    learn(daemon, "a.jsonl")
+    with contextlib.closing(sqlite3.connect(daemon.workspace.history_file)) as base:
+        steps = [step for (step,) in base.execute("SELECT step FROM points WHERE series = 'loss'")]
+        assert steps and max(steps) < 1000
+        assert base.execute("SELECT count(*) FROM floors").fetchone() == (0,)
