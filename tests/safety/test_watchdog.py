@@ -50,13 +50,15 @@ sys.exit(watchdog.main(sys.argv[4:] + ["--workspace", sys.argv[2]]))
 """
 
 
-def wait_for(what: Callable[[], object], limit_s: float = 30.0) -> object:
+def wait_for(
+    what: Callable[[], object], limit_s: float = 30.0, told: Callable[[], str] = str
+) -> object:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if found := what():
             return found
         time.sleep(0.02)
-    raise AssertionError(f"not within {limit_s} s: {what}")
+    raise AssertionError(f"not within {limit_s} s: {what} {told()}")
 
 
 class Pack:
@@ -275,7 +277,7 @@ def test_a_machine_that_stood_still_costs_no_daemon(root: Path) -> None:
     wait_for(lambda: time.monotonic() - stopped_s > 5.5)  # the limit is 4 s
     (root / "state" / "pinged").unlink()
     os.kill(pack.process.pid, signal.SIGCONT)
-    wait_for(lambda: "stood still" in pack.log())
+    wait_for(lambda: "stood still" in pack.log(), told=pack.log)
     os.kill(first, signal.SIGCONT)
     wait_for(lambda: (root / "state" / "pinged").exists())
     assert len(pack.starts()) == 1 and "SIGKILL" not in pack.log()
