@@ -89,8 +89,8 @@ def settle(
     workspace: Workspace,
     queue: Queue,
     *,
-    spared: Collection[int] = frozenset(),
-    dealt_with: set[int] | None = None,
+    spared: Collection[int],
+    dealt_with: set[int],
 ) -> Settled:
     """Do what was wished, when its restore was committed. Call on the queue's thread.
 
@@ -127,8 +127,7 @@ def settle(
         return done
     left = _withdraw(queue, change.regained, spared, done)
     if wish.requeue:
-        seen = dealt_with if dealt_with is not None else set()
-        left = _requeue(queue, change.lost, wish.by, done, seen) or left
+        left = _requeue(queue, change.lost, wish.by, done, dealt_with) or left
     if not left:
         durable.remove_file(_note(workspace))
     return done

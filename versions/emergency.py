@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from trainer_tui.safety import checkpoints, durable, manifest
-from trainer_tui.safety.errors import Corrupt, NotFound
+from trainer_tui.safety.errors import NotFound
 from trainer_tui.safety.manifest import LedgerEntry, Manifest
 from trainer_tui.versions import bundle, check, trained, trash
 from trainer_tui.versions.layout import Layout, allocate, committed_folders, emergency_number
@@ -101,10 +101,8 @@ def show(layout: Layout, number: int) -> dict[str, Any]:
     now, then = here.sealed.ledger if here else None, found.sealed.ledger if found.sealed else None
     lost, problem = tuple[LedgerEntry, ...](), found.problem or None
     if found.sealed:
-        try:
-            lost = trained.change(layout.workspace.ledger, now, then).lost
-        except Corrupt as damage:
-            problem = damage.message
+        lost, damage = trained.lost(layout.workspace.ledger, now, then)
+        problem = damage or problem
     since = [TrainedFile.of(entry).as_dict() for entry in lost]
     return {**found.as_dict(), "files_since": since, "files_since_problem": problem}
 

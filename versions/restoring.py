@@ -167,11 +167,9 @@ def _files_since(
             raise Corrupt(f"it cannot be restored: {problem.message}", hint) from None
     if before is None:
         return (), []
-    try:
-        since = trained.change(ledger, before.sealed.ledger, sealed.ledger).lost
-    except Corrupt as problem:
-        return (), [f"which files were trained since is not known: {problem.message}"]
-    return tuple(TrainedFile.of(entry) for entry in since), []
+    since, unknown = trained.lost(ledger, before.sealed.ledger, sealed.ledger)
+    notes = [f"which files were trained since is not known: {unknown}"] if unknown else []
+    return tuple(TrainedFile.of(entry) for entry in since), notes
 
 
 def _next_position(layout: Layout, versions: Iterable[Version]) -> tuple[int, int]:

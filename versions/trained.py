@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer_tui.safety import manifest
+from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.manifest import LedgerEntry, LedgerHead, LedgerSegment
 
 
@@ -59,6 +60,16 @@ def change(ledger: Path, before: LedgerHead | None, after: LedgerHead | None) ->
     """Raises Corrupt: a segment on the way is missing or damaged."""
     only_before, only_after = parted(ledger, before, after)
     return Change(_beyond(only_before, only_after), _beyond(only_after, only_before))
+
+
+def lost(
+    ledger: Path, before: LedgerHead | None, after: LedgerHead | None
+) -> tuple[tuple[LedgerEntry, ...], str]:
+    """`Change.lost`, or why nobody can know it: the ledger is damaged."""
+    try:
+        return change(ledger, before, after).lost, ""
+    except Corrupt as problem:
+        return (), problem.message
 
 
 def _beyond(entries: list[LedgerEntry], others: list[LedgerEntry]) -> tuple[LedgerEntry, ...]:

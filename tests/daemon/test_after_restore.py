@@ -58,6 +58,26 @@ def version(daemon: Harness) -> int:
     return int(daemon.post("/v1/versions", {"description": "v"})["number"])
 
 
+def started(daemon: Harness, *since: str) -> int:
+    """A version after the file "a", and files learnt since."""
+    daemon.start()
+    learn(daemon, "a")
+    number = version(daemon)
+    learn(daemon, *since)
+    return number
+
+
+def begun_again(daemon: Harness, number: int) -> None:
+    """Back, with the file b in the trainer's hands, for ever."""
+    set_stub(daemon.workspace, steps=100_000)
+    back(daemon, number)
+    in_hand(daemon)
+
+
+def in_hand(daemon: Harness) -> None:
+    wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "b.jsonl")
+
+
 def stand_still(daemon: Harness) -> None:
     daemon.post("/v1/training/pause")
     daemon.until_training("paused")
@@ -80,10 +100,7 @@ def undone(daemon: Harness, number: int, **wish: bool) -> dict[str, Any]:
 
 
 def test_a_restore_that_is_undone_leaves_nothing_to_be_learnt_twice(daemon: Harness) -> None:
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b", "c")
+    number = started(daemon, "b", "c")
     stand_still(daemon)
     back(daemon, number)
     assert [name for _, name in waiting(daemon)] == ["b.jsonl", "c.jsonl"]
@@ -99,13 +116,8 @@ def test_a_restore_that_is_undone_leaves_nothing_to_be_learnt_twice(daemon: Harn
 def test_one_that_is_begun_is_withdrawn_too_and_what_a_person_repeats_stays(
     daemon: Harness,
 ) -> None:
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b")
-    set_stub(daemon.workspace, steps=100_000)
-    back(daemon, number)
-    wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "b.jsonl")
+    number = started(daemon, "b")
+    begun_again(daemon, number)
     answer = undone(daemon, 1)
     assert answer["withdrawn"] and sorted(job["id"] for job in daemon.jobs()) == [1, 2]
     stand_still(daemon)
@@ -116,10 +128,7 @@ def test_one_that_is_begun_is_withdrawn_too_and_what_a_person_repeats_stays(
 
 
 def test_undoing_a_restore_says_what_it_takes_out_and_gives_it_back(daemon: Harness) -> None:
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b")
+    number = started(daemon, "b")
     assert not back(daemon, number, requeue=False)["requeued"]
     learn(daemon, "c")
     since = daemon.get("/v1/versions/emergencies/1")["files_since"]
@@ -135,10 +144,7 @@ def test_undoing_a_restore_says_what_it_takes_out_and_gives_it_back(daemon: Harn
 def test_what_was_learnt_once_more_is_not_missed_when_the_restore_is_undone(
     daemon: Harness,
 ) -> None:
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b")
+    number = started(daemon, "b")
     back(daemon, number)
     wait_for(lambda: learnt(daemon) == ["a.jsonl", "b.jsonl"])
     assert daemon.get("/v1/versions/emergencies/1")["files_since"] == []
@@ -149,10 +155,7 @@ def test_what_was_learnt_once_more_is_not_missed_when_the_restore_is_undone(
 def test_a_daemon_that_dies_after_the_restore_leaves_the_wish_to_the_next(
     daemon: Harness,
 ) -> None:
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b", "c")
+    number = started(daemon, "b", "c")
     stand_still(daemon)
     assert daemon.stop() == 0
     daemon.prelude = DIES_BEFORE_IT
@@ -170,10 +173,7 @@ def test_a_daemon_that_dies_after_the_restore_leaves_the_wish_to_the_next(
 
 
 def test_a_restore_that_was_refused_leaves_no_wish_behind(daemon: Harness) -> None:
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b")
+    number = started(daemon, "b")
     name = daemon.get(f"/v1/versions/{number}")["name"]
     weights = daemon.workspace.versions / name / "model.safetensors"
     data = bytearray(weights.read_bytes())
@@ -195,10 +195,7 @@ def full_disk(daemon: Harness, what: str) -> Path:
 
 def test_a_full_disk_keeps_files_out_of_the_queue_only_till_there_is_room(daemon: Harness) -> None:
     room = full_disk(daemon, NOT_QUEUED)
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b", "c")
+    number = started(daemon, "b", "c")
     answer = back(daemon, number)
     assert not answer["requeued"] and len(answer["not_requeued"]) == 2
     assert "#2 is not queued yet" in answer["not_requeued"][0]
@@ -213,15 +210,10 @@ def test_a_full_disk_keeps_files_out_of_the_queue_only_till_there_is_room(daemon
 
 def test_what_could_not_leave_in_time_is_taken_from_the_trainers_hands(daemon: Harness) -> None:
     room = full_disk(daemon, NOT_WITHDRAWN)
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b")
-    set_stub(daemon.workspace, steps=100_000)
-    back(daemon, number)
-    wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "b.jsonl")
+    number = started(daemon, "b")
+    begun_again(daemon, number)
     assert "still waits" in undone(daemon, 1)["not_requeued"][0]
-    wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "b.jsonl")
+    in_hand(daemon)
     room.touch()
     wait_for(lambda: sorted(job["id"] for job in daemon.jobs()) == [1, 2])
     daemon.until_training("idle")
@@ -229,23 +221,15 @@ def test_what_could_not_leave_in_time_is_taken_from_the_trainers_hands(daemon: H
 
 
 def test_one_that_was_set_aside_meanwhile_leaves_too(daemon: Harness) -> None:
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b")
-    set_stub(daemon.workspace, steps=100_000)
-    back(daemon, number)
-    wait_for(lambda: (daemon.training()["job"] or {}).get("name") == "b.jsonl")
+    number = started(daemon, "b")
+    begun_again(daemon, number)
     daemon.post("/v1/training/skip")
     assert len(undone(daemon, 1)["withdrawn"]) == 1
     assert sorted(job["id"] for job in daemon.jobs()) == [1, 2]
 
 
 def test_what_a_person_asked_for_as_well_stays(daemon: Harness) -> None:
-    daemon.start()
-    learn(daemon, "a")
-    number = version(daemon)
-    learn(daemon, "b")
+    number = started(daemon, "b")
     stand_still(daemon)
     [queued] = back(daemon, number)["requeued"]
     assert daemon.post("/v1/jobs/2/again")["id"] == queued["id"], "it waits already"

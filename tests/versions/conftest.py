@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,3 +229,15 @@ def kill_before() -> type[KillBefore]:
 @pytest.fixture
 def flip() -> Callable[..., None]:
     return flip_a_bit
+
+
+@pytest.fixture
+def on_two_filesystems(build, tmp_path):
+    """A house whose models lie on another filesystem than the rest of it."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second filesystem; /dev/shm is none here")
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        (tmp_path / "ws").mkdir()
+        (tmp_path / "ws" / "models").symlink_to(elsewhere)
+        yield build(root=tmp_path / "ws")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-import pytest
 
 from trainer_tui.daemon import disk_watch
 from trainer_tui.daemon.disk_watch import DiskWatch, Looked
@@ -227,29 +223,24 @@ def test_a_disk_that_fills_is_told_by_its_name(house, monkeypatch):
     assert level == "warning" and text.startswith("the disk of models is full in ")
 
 
-def test_on_two_real_filesystems_only_the_short_one_loses_anything(build, tmp_path):
+def test_on_two_real_filesystems_only_the_short_one_loses_anything(on_two_filesystems, tmp_path):
+    house = on_two_filesystems
+    furnish(house)
+    before = everything(house)
+    short = tmp_path
+
+    def measuring(path: Path) -> Measured:
+        """Real but for the figures: what is short must not hang on this machine's disks."""
+        found = filesystems.measure(path)
+        free = 0 if found.device == short.stat().st_dev else PLENTY
+        return Measured(found.device, free, PLENTY)
+
+    looked = [Watched(house, measuring).round() for _ in range(3)]
+    assert everything(house) == before
+    assert [gone.what for one in looked for gone in one.freed] == ["job.failed.1"]
     memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("needs a second filesystem; /dev/shm is none here")
-    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
-        (tmp_path / "ws").mkdir()
-        (tmp_path / "ws" / "models").symlink_to(elsewhere)
-        house = build(root=tmp_path / "ws")
-        furnish(house)
-        before = everything(house)
-        short = tmp_path
-
-        def measuring(path: Path) -> Measured:
-            """Real but for the figures: what is short must not hang on this machine's disks."""
-            found = filesystems.measure(path)
-            free = 0 if found.device == short.stat().st_dev else PLENTY
-            return Measured(found.device, free, PLENTY)
-
-        looked = [Watched(house, measuring).round() for _ in range(3)]
-        assert everything(house) == before
-        assert [gone.what for one in looked for gone in one.freed] == ["job.failed.1"]
-        job, short = thrown_job(house), memory
-        looked = [Watched(house, measuring).round()]
-        assert everything(house) != before and job.exists()
-        assert {gone.owner for gone in looked[0].freed} == {"versions"}
-        assert Layout(Workspace(tmp_path / "ws")).versions.stat().st_dev == memory.stat().st_dev
+    job, short = thrown_job(house), memory
+    looked = [Watched(house, measuring).round()]
+    assert everything(house) != before and job.exists()
+    assert {gone.owner for gone in looked[0].freed} == {"versions"}
+    assert Layout(Workspace(tmp_path / "ws")).versions.stat().st_dev == memory.stat().st_dev

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -121,24 +120,18 @@ def test_two_sound_folders_of_one_number_protect_the_one_before_them_too(house):
     assert left == [3, 3, 2]
 
 
-def test_models_may_lie_on_another_filesystem_than_the_state(build, tmp_path):
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("needs a second filesystem; /dev/shm is none here")
-    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
-        (tmp_path / "ws").mkdir()
-        (tmp_path / "ws" / "models").symlink_to(elsewhere)
-        house = build(root=tmp_path / "ws")
-        for step in (100, 200, 300):
-            house.store.create(house.checkpoint(step), "")
-        house.store.delete(1)
-        assert [entry.note.name.split("_")[0] for entry in house.store.trashed()] == ["v001"]
-        assert house.store.undelete(1).state == "ok" and house.store.verify(1).ok
-        done = house.store.restore(1)
-        assert house.newest().folder.name == done.checkpoint
-        keeping.apply(house.workspace, Config(retention=Retention(checkpoints=1)))
-        assert house.newest().folder.name == done.checkpoint
-        assert len(checkpoints.list_folders(house.workspace.current_model)) == 1
+def test_models_may_lie_on_another_filesystem_than_the_state(on_two_filesystems):
+    house = on_two_filesystems
+    for step in (100, 200, 300):
+        house.store.create(house.checkpoint(step), "")
+    house.store.delete(1)
+    assert [entry.note.name.split("_")[0] for entry in house.store.trashed()] == ["v001"]
+    assert house.store.undelete(1).state == "ok" and house.store.verify(1).ok
+    done = house.store.restore(1)
+    assert house.newest().folder.name == done.checkpoint
+    keeping.apply(house.workspace, Config(retention=Retention(checkpoints=1)))
+    assert house.newest().folder.name == done.checkpoint
+    assert len(checkpoints.list_folders(house.workspace.current_model)) == 1
 
 
 def test_numbers_are_never_used_twice(house):

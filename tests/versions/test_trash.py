@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -21,17 +19,6 @@ POLICY = Config(
         checkpoints=1, versions=3, best_versions=0, daily_days=0, versions_with_optimizer=1
     )
 )
-
-
-@pytest.fixture
-def on_two_filesystems(build, tmp_path):
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("needs a second filesystem; /dev/shm is none here")
-    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
-        (tmp_path / "ws").mkdir()
-        (tmp_path / "ws" / "models").symlink_to(elsewhere)
-        yield build(root=tmp_path / "ws")
 
 
 @pytest.fixture
