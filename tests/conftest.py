@@ -15,6 +15,20 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="many seeds, for hours if need be")
+    parser.addoption("--gpu", action="store_true", help="use the GPU, and run the tests for it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without `--gpu` a machine with a card runs the same tests in the same way as one without."""
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--gpu"):
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU, and --gpu"))
 
 
 def _of_this_process() -> tuple[str, int, tuple[int, int]]:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -41,6 +41,17 @@ from trainer_tui.safety.workspace import Workspace
 T = TypeVar("T")
 DEADLINE_S = 60.0
 ENTRY = "trainer_tui.engine.entry"
+
+
+class Halt(NamedTuple):
+    """Where a trainer (then `trap`) stands still: having told the first message of this kind with
+    this global step or a later one, until so many requests have reached it. So what a test asks at
+    a step comes there, however late the test is."""
+
+    kind: type[StepDone] | type[Committed]
+    step: int = 1
+    requests: int = 1
+
 
 SMALL: dict[str, Any] = {
     "tokens_per_step": 256,
@@ -103,6 +114,7 @@ class Driver:
         self.jobs: list[Train] = []
         self.seen: list[messages.FromTrainer] = []
         self.offer_jobs = True
+        self.method = "forkserver"
         self.on_message: Callable[[messages.FromTrainer], None] = lambda message: None
         self.process: Any = None
         self._answered: set[int] = set()
@@ -167,9 +179,14 @@ class Driver:
 
     # --- the process -----------------------------------------------------------------------------
 
-    def start(self, *, method: str = "forkserver", entry: str = ENTRY) -> None:
+    def start(self, *, method: str = "", entry: str = ENTRY, halt: Halt | None = None) -> None:
         """`forkserver` forks from a process that has imported torch already: 0.1 s instead of 5.
-        `spawn` is `safety.child.spawn`, as the daemon does it."""
+        `spawn` is `safety.child.spawn`, as the daemon does it. Without one: `self.method`."""
+        note = self.workspace.root / "halt.json"
+        note.unlink(missing_ok=True)
+        if halt is not None:
+            entry = "trap"
+            note.write_text(json.dumps({**halt._asdict(), "kind": halt.kind.__name__}))
         self._runs += 1
         self._closed = False
         self._answered.clear()
@@ -183,7 +200,7 @@ class Driver:
         ours, theirs = multiprocessing.Pipe()
         output = self.workspace.logs / "trainer.out"
         raw = msgspec.msgpack.encode(spec)
-        if method == "spawn":
+        if (method or self.method) == "spawn":
             self.process = child.spawn(entry, theirs, raw, output, "trainer")
         else:
             context = multiprocessing.get_context("forkserver")
@@ -250,7 +267,7 @@ class Driver:
     def steps(self) -> list[StepDone]:
         return self.all_of(StepDone)
 
-    def run_until_done(self, **how: str) -> None:
+    def run_until_done(self, **how: Any) -> None:
         """Start, train everything in `processing/`, stop."""
         self.start(**how)
         self.wait_all_done()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_driver import Driver, toy_rows
+from engine_driver import Driver, Halt, toy_rows
 
 from trainer_tui.safety import checkpoints, manifest
 from trainer_tui.safety.messages import (
@@ -315,7 +315,7 @@ def test_a_killed_writer_is_replaced_and_nothing_is_lost(
 
     driver = make_driver()
     driver.add_job(toy_rows(400, 1))
-    driver.start()
+    driver.start(halt=Halt(StepDone))
     driver.wait_for(StepDone)
     for writer in psutil.Process(driver.process.pid).children():
         writer.kill()

@@ -1,6 +1,6 @@
 """Qwen3's fused attention against plain float32 arithmetic: right, isolated, the same every time.
 
-Skipped where there is no GPU.
+`python -m pytest --gpu tests/engine/test_fast_qkv_on_gpu.py` runs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer_tui.engine.fast_packed import FUSED_TOKENS
 from trainer_tui.engine.fast_packed_launch import blocks, score_tiles
 from trainer_tui.engine.fast_qkv import SCORE_TOKENS, Rotary
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128
 LENGTHS = (32, 700, 129, 1, 513, 64)
 SECOND = slice(32, 732)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engine_driver import Driver, toy_rows
+from engine_driver import Driver, Halt, toy_rows
 
 from trainer_tui.data import toy_chats
 from trainer_tui.data.validation import ValidationSet
@@ -82,7 +82,7 @@ def test_the_learning_rate_keeps_its_place_over_files_and_resumes(
         driver.add_job(toy_rows(9, seed))
     seen: dict[int, float] = {}
     for stop_at in (3, 7, 10):
-        driver.start()
+        driver.start(halt=Halt(StepDone, stop_at))
         driver.wait_for(StepDone, lambda m, at=stop_at: m.global_step >= at)  # type: ignore[misc]
         driver.kill_all()
         driver.collect()
@@ -101,7 +101,7 @@ def test_settings_changed_in_the_middle_of_a_file_act_on_the_next_file(
     driver = make_driver(save_steps=1)
     driver.add_job(toy_rows(60, 1))
     driver.add_job(toy_rows(60, 2))
-    driver.start()
+    driver.start(halt=Halt(StepDone, 5))
     first = driver.wait_for(JobStarted)
     driver.wait_for(StepDone, lambda m: m.global_step >= 5)
     driver.stop()
@@ -120,7 +120,7 @@ def test_another_chat_template_refuses_the_started_file_with_a_sentence(
 ) -> None:
     driver = make_driver(save_steps=1)
     driver.add_job(toy_rows(60, 1))
-    driver.start()
+    driver.start(halt=Halt(StepDone, 3))
     driver.wait_for(StepDone, lambda m: m.global_step >= 3)
     driver.stop()
     template = driver.workspace.models / "base" / "chat_template.jinja"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from engine_driver import Driver, toy_rows
+from engine_driver import Driver, Halt, toy_rows
 
 from trainer_tui.engine.evaluate import Budget
 from trainer_tui.engine.progress import Identity, Progress, from_manifest, to_manifest
@@ -26,7 +26,7 @@ def test_a_save_for_a_version_carries_the_loss_of_the_whole_set_at_its_step(
 ) -> None:
     driver = make_driver(validation={**SET, "time_share": 1e-9})
     driver.add_job(toy_rows(400, 1))
-    driver.start()
+    driver.start(halt=Halt(StepDone, 3))
     driver.wait_for(StepDone, lambda m: m.global_step >= 3)
     driver.send(SaveNow(evaluate_whole=True))
     saved = driver.wait_for(Committed, lambda m: m.reason == "asked")

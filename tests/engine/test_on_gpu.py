@@ -1,6 +1,6 @@
 """The same promises on a GPU: asynchronous capture, exact resume in deterministic mode, memory.
 
-Skipped where there is none.
+`python -m pytest --gpu tests/engine/test_on_gpu.py` runs them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Callable
 
 import engine_driver
 import pytest
-import torch
 from engine_driver import Driver, toy_rows
 
 from trainer_tui.safety import checkpoints
 from trainer_tui.safety.messages import Committed, Ready, Said, StepDone
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
-from engine_driver import Driver, toy_rows
+from engine_driver import Driver, Halt, toy_rows
 
 from trainer_tui.engine.poison import NotTheRows, find_guilty, too_many
 from trainer_tui.safety.messages import Failed, Said, StepDone
@@ -106,7 +106,7 @@ def test_kills_around_an_exclusion_skip_and_double_nothing_and_the_weights_are_t
         add_file(driver)
         set_trap(driver, poison_token=POISON, poison_nan=kind == "nan")
         for step in kills:
-            driver.start(entry="trap")
+            driver.start(halt=Halt(StepDone, step))
             driver.wait_for(StepDone, lambda m, at=step: m.global_step >= at)  # type: ignore[misc]
             driver.kill_all()
             driver.collect()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from engine_driver import Driver, toy_rows
+from engine_driver import Driver, Halt, toy_rows
 
 from trainer_tui.safety import checkpoints, manifest
 from trainer_tui.safety.messages import Committed, StepDone, Train
@@ -46,13 +46,11 @@ def finish(driver: Driver) -> tuple[str, int]:
     return driver.tensor_hash(), newest.manifest.global_step
 
 
-def kill_at_step(driver: Driver, step: int, kill: Callable[[], None], entry: str) -> None:
-    """Let it run to a step (or to the end, when that comes first) and kill it there."""
-    driver.start(entry=entry)
-    try:
-        driver.wait_for(StepDone, lambda message: message.global_step >= step)
-    finally:
-        kill()
+def kill_at_step(driver: Driver, step: int, kill: Callable[[], None]) -> None:
+    """Let it run to a step and kill it there; how far its writer is by then is left to chance."""
+    driver.start(halt=Halt(StepDone, step))
+    driver.wait_for(StepDone, lambda message: message.global_step >= step)
+    kill()
     driver.collect()
 
 
@@ -67,7 +65,7 @@ def test_resume_is_bit_equal_after_any_kill(
     for step in sorted(rng.sample(range(1, last), 3)):
         # Killing the trainer alone leaves its writer to finish a commit that is under way.
         kill = driver.kill if rng.random() < 0.5 else driver.kill_all
-        kill_at_step(driver, step, kill, "trainer_tui.engine.entry")
+        kill_at_step(driver, step, kill)
     assert finish(driver) == oracle
 
 
@@ -103,7 +101,7 @@ def test_every_kept_row_of_six_files_is_seen_exactly_epochs_times_despite_kills(
     (driver.workspace.root / "trap.json").write_text(json.dumps({"trace": True}))
     rng = random.Random(5)
     for step in (4, 11, 19, 26):
-        kill_at_step(driver, step, rng.choice([driver.kill, driver.kill_all]), "trap")
+        kill_at_step(driver, step, rng.choice([driver.kill, driver.kill_all]))
     driver.run_until_done(entry="trap")
 
     newest = driver.newest()
@@ -150,7 +148,7 @@ def test_a_resumed_trainer_says_where_it_goes_on_and_never_starts_at_step_0(
 
     driver = make_driver(save_steps=3)
     driver.add_job(toy_rows(60, 1))
-    driver.start()
+    driver.start(halt=Halt(Committed))
     driver.wait_for(Committed)
     driver.kill_all()
     newest = driver.newest()
@@ -172,8 +170,8 @@ def test_a_file_that_is_queued_once_more_goes_on_where_the_state_that_came_back_
     """The first file is half learnt in a state that a restore brought back; its job is done."""
     driver = make_driver(**CONFIG)
     jobs = add_files(driver)
-    kill_at_step(driver, 3, driver.kill_all, "trainer_tui.engine.entry")
-    driver.start()
+    kill_at_step(driver, 3, driver.kill_all)
+    driver.start(halt=Halt(Committed))
     driver.wait_for(Committed)
     driver.kill_all()
     newest = driver.newest()

@@ -13,6 +13,8 @@ without starting an interpreter for them). `kill_always`: every micro-batch does
 every step runs out of memory; `card` is how long the trainer waits, in seconds.
 `spike_from`: from this global step on the loss is forty times what it is.
 `oom_tokens`: micro-batches over this do not fit.
+
+`halt.json`: see `engine_driver.Halt`.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from trainer_tui.engine import deaths, entry, memory, saver, step, work, writer_process
+from trainer_tui.engine.control import Control
 from trainer_tui.safety import child
-from trainer_tui.safety.messages import TrainerSpec
+from trainer_tui.safety.messages import FromTrainer, TrainerSpec
 
 now: dict[str, Any] = {"step": 0}
 
@@ -41,6 +44,8 @@ def run(connection: Connection, spec_bytes: bytes) -> int:
     root = Path(msgspec.msgpack.decode(spec_bytes, type=TrainerSpec).workspace)
     file = root / "trap.json"
     traps = json.loads(file.read_text()) if file.exists() else {}
+    if (halt := root / "halt.json").exists():
+        _halt(**json.loads(halt.read_text()))
     _trap_writer(file, traps)
     trap_steps(root, traps)
     if "kill_token" in traps:
@@ -48,6 +53,19 @@ def run(connection: Connection, spec_bytes: bytes) -> int:
     if "card" in traps:
         _trap_card(root, float(traps["card"]))
     return entry.run(connection, spec_bytes)
+
+
+def _halt(kind: str, step: int, requests: int) -> None:
+    honest = Control.say
+
+    def say(self: Control, message: FromTrainer, *, droppable: bool = False) -> None:
+        honest(self, message, droppable=droppable)
+        if type(message).__name__ == kind and message.global_step >= step:  # type: ignore[union-attr]
+            Control.say = honest  # type: ignore[method-assign]
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._waiting) >= requests or self.must_leave)
+
+    Control.say = say  # type: ignore[method-assign]
 
 
 def _trap_writer(file: Path, traps: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -37,7 +38,8 @@ from trainer_tui.versions.store import VersionStore
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: bit-equality wants one thread
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from engine_driver import Driver, drivers, toy_rows
+import engine_driver
+from engine_driver import Driver, Halt, drivers, toy_rows
 
 pytestmark = pytest.mark.end_to_end
 LONG = 400  # rows: more steps than any of these tests waits for
@@ -63,19 +65,22 @@ def newest_folder(driver: Driver) -> Path:
     return checkpoints.list_folders(driver.workspace.current_model)[0]
 
 
-def ask_at(driver: Driver, job: int, steps: int, *requests: object) -> None:
-    """Send requests as soon as this job's step so many is told."""
+def ask_at(driver: Driver, steps: int, *requests: object) -> None:
+    """Start, and send requests when the second file's step so many is told; the next one waits for
+    them."""
+    step = driver.newest().manifest.global_step + steps
 
     def ask(message: FromTrainer) -> None:
-        if isinstance(message, StepDone) and (message.job_id, message.step_index) == (job, steps):
+        if isinstance(message, StepDone) and message.global_step == step:
             for request in requests:
                 driver.send(request)  # type: ignore[arg-type]
 
     driver.on_message = ask
+    driver.start(halt=Halt(StepDone, step, len(requests)))
 
 
 def with_a_version(driver: Driver, rows: list[str]) -> VersionStore:
-    """Train a file, keep it as version 1, and start a long other one; the trainer runs."""
+    """Train a file, keep it as version 1, and put a long other one behind it."""
     driver.add_job(rows)
     driver.run_until_done()
     store = VersionStore(driver.workspace)
@@ -87,8 +92,7 @@ def with_a_version(driver: Driver, rows: list[str]) -> VersionStore:
 def standing_aside(driver: Driver) -> tuple[VersionStore, int]:
     """A version, a long file begun, and the trainer has let go of the model; with its step."""
     store = with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 5, LetGo())
-    driver.start()
+    ask_at(driver, 5, LetGo())
     return store, driver.wait_for(HasLetGo).global_step
 
 
@@ -99,10 +103,7 @@ def lock_is_free(driver: Driver) -> bool:
     return lock is not None
 
 
-@pytest.mark.parametrize("weights_only", [False, True])
-def test_what_is_loaded_in_place_trains_on_bit_for_bit_like_a_new_process(
-    make_driver, weights_only
-):
+def same_as_a_new_process(make_driver: Callable[[str], Driver], weights_only: bool) -> None:
     """Both learn A and keep it, begin a long file, and go back to A; one of them with the same
     process. What they learn then is the same to the last bit."""
     first, second = toy_rows(12, 1), toy_rows(30, 2)
@@ -110,8 +111,7 @@ def test_what_is_loaded_in_place_trains_on_bit_for_bit_like_a_new_process(
     for in_place in (True, False):
         driver = make_driver(f"in_place_{in_place}")
         store = with_a_version(driver, first)
-        ask_at(driver, 2, 7, LetGo() if in_place else Stop())
-        driver.start()
+        ask_at(driver, 7, LetGo() if in_place else Stop())
         if in_place:
             let_go = driver.wait_for(HasLetGo)
             assert newest_folder(driver).name == f"checkpoint-{let_go.global_step}"
@@ -122,8 +122,9 @@ def test_what_is_loaded_in_place_trains_on_bit_for_bit_like_a_new_process(
         driver.add_job(second)
         if in_place:
             driver.send(TakeUp())
-            assert driver.wait_for(TakenUp).loads
-            ready = driver.wait_for(Ready, after=len(driver.seen) - 1)
+            taken = driver.wait_for(TakenUp)
+            assert taken.loads
+            ready = driver.wait_for(Ready, after=driver.seen.index(taken))
             assert (ready.global_step, ready.lineage) == (done.global_step, done.lineage)
         else:
             driver.on_message = lambda message: None
@@ -134,6 +135,33 @@ def test_what_is_loaded_in_place_trains_on_bit_for_bit_like_a_new_process(
         assert driver.newest().manifest.lineage == 1
         hashes.append(driver.tensor_hash())
     assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_what_is_loaded_in_place_trains_on_bit_for_bit_like_a_new_process(
+    make_driver, weights_only
+):
+    same_as_a_new_process(make_driver, weights_only)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights_only", [False, True])
+@pytest.mark.parametrize("precision", ["master", "fp32"])
+def test_what_is_loaded_in_place_trains_on_like_a_new_process_on_a_gpu_too(
+    make_driver, monkeypatch, weights_only, precision
+):
+    """Through the compiled graph and the kernels, which are not made again for it."""
+    monkeypatch.setattr(engine_driver, "DEADLINE_S", 200.0)  # a trainer compiles at its start
+
+    def on_the_card(name: str) -> Driver:
+        driver = make_driver(name, deterministic=True, precision=precision)
+        driver.method = "spawn"
+        config = driver.workspace.models / "base" / "config.json"
+        settings = json.loads(config.read_text()) | {"attention_dropout": 0.0}
+        config.write_text(json.dumps(settings))  # without dropout the fast backends are used
+        return driver
+
+    same_as_a_new_process(on_the_card, weights_only)
 
 
 def test_nothing_restored_means_that_training_goes_on_at_the_very_next_step(make_driver):
@@ -156,8 +184,7 @@ def test_nothing_restored_means_that_training_goes_on_at_the_very_next_step(make
 def test_called_back_before_it_has_let_go_it_never_stood_still(make_driver):
     driver = make_driver()
     with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 5, LetGo(), TakeUp())
-    driver.start()
+    ask_at(driver, 5, LetGo(), TakeUp())
     taken = driver.wait_for(TakenUp)
     assert not taken.loads
     driver.wait_for(StepDone, lambda m: m.global_step > taken.global_step + 3)
@@ -168,14 +195,13 @@ def test_called_back_before_it_has_let_go_it_never_stood_still(make_driver):
 def test_a_paused_trainer_loads_the_version_and_stays_paused(make_driver):
     driver = make_driver()
     store = with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 5, Pause())
-    driver.start()
+    ask_at(driver, 5, Pause())
     driver.wait_for(Paused)
     driver.send(LetGo())
     driver.wait_for(HasLetGo)
     done = store.restore(1)
-    driver.send(TakeUp())
     seen = len(driver.seen)
+    driver.send(TakeUp())
     driver.wait_for(WantJob, after=seen)  # and it is answered with the long file
     driver.send(SaveNow())
     driver.wait_for(Committed, lambda m: m.reason == "unchanged")
@@ -190,8 +216,7 @@ def test_what_is_asked_meanwhile_is_done_afterwards_and_commits_nothing_before(m
     driver = make_driver()
     with_a_version(driver, toy_rows(12, 1))
     driver.offer_jobs = False
-    ask_at(driver, 2, 5, LetGo())
-    driver.start()
+    ask_at(driver, 5, LetGo())
     driver.wait_for(WantJob)
     driver.answer()
     driver.wait_for(HasLetGo)
@@ -245,8 +270,9 @@ def test_it_waits_for_whoever_holds_the_model_and_does_not_believe_the_word(make
     time.sleep(0.5)  # far longer than it looks again: it would have said so
     assert not driver.all_of(TakenUp) and driver.process.is_alive()
     held.release()
-    assert not driver.wait_for(TakenUp).loads
-    driver.wait_for(StepDone, after=len(driver.seen))
+    taken = driver.wait_for(TakenUp)
+    assert not taken.loads
+    driver.wait_for(StepDone, after=driver.seen.index(taken))
     if behind:
         assert driver.wait_end() == 0 and driver.ledger_ids() == {1, 2}
     else:
@@ -267,8 +293,7 @@ def test_a_restore_that_comes_after_it_was_called_back_gets_the_model_in_the_end
 def test_a_job_that_is_offered_twice_is_trained_once(make_driver):
     driver = make_driver()
     with_a_version(driver, toy_rows(12, 1))
-    ask_at(driver, 2, 3, driver.jobs[1], Skip(2))
-    driver.start()
+    ask_at(driver, 3, driver.jobs[1], Skip(2))
     assert driver.wait_for(JobRefused).error_class == "skipped"
     at = driver.seen.index(driver.all_of(JobRefused)[0])
     driver.wait_for(WantJob, after=at)
