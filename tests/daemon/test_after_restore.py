@@ -30,7 +30,15 @@ def full_till(place, act):
     return may_be_full
 """
 NOT_QUEUED = "again.train_again = full_till(ROOM, again.train_again)\n"
-NOT_WITHDRAWN = "Queue.requeue = full_till(ROOM, Queue.requeue)\n"
+NOT_WITHDRAWN = """
+from trainer_tui.daemon.settling import Settling
+Queue.requeue = full_till(ROOM, Queue.requeue)
+tried_again = Settling.finish
+async def only_with_room(self):
+    if os.path.exists(ROOM):
+        await tried_again(self)
+Settling.finish = only_with_room
+"""
 
 
 @pytest.fixture

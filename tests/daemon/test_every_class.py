@@ -90,17 +90,17 @@ def test_after_two_parked_files_intake_stops_and_the_api_stays(serve):
 
 
 def test_out_of_gpu_memory_lets_the_next_trainer_begin_smaller(serve):
-    daemon = serve(settings="[supervision]\nbackoff_s = [0.05]\n", fail_on_start="cuda_oom")
+    settings = "[supervision]\nbackoff_s = [0.05]\n"
+    daemon = serve(settings=settings, fail_on_start="cuda_oom", fail_starts=1)
     daemon.workspace.prepare()
     hint = daemon.workspace.cache / "micro_batch.json"
     hint.write_text(json.dumps({"H100|1|master": 8192, "old|1|fp32": 300}))
     plant(daemon.workspace, "a.jsonl")
     daemon.start()
-    wait_for(lambda: json.loads(hint.read_bytes())["H100|1|master"] == 4096, 60)
-    assert json.loads(hint.read_bytes())["old|1|fp32"] == memory_wait.SMALLEST_MICRO_BATCH
-    assert wait_for(lambda: daemon.said("begins with a micro-batch of"))
-    set_stub(daemon.workspace)
     daemon.until_job("a.jsonl", "completed", 60)
+    smaller = {"H100|1|master": 4096, "old|1|fp32": memory_wait.SMALLEST_MICRO_BATCH}
+    assert json.loads(hint.read_bytes()) == smaller
+    assert daemon.said("begins with a micro-batch of")
 
 
 def test_no_hint_and_a_damaged_one_are_left_alone(tmp_path):

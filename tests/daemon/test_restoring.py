@@ -285,8 +285,8 @@ def test_stop_after_file_finishes_a_file_that_an_earlier_trainer_began(daemon: H
     wait_for(lambda: (daemon.training()["job"] or {}).get("step", 0) > 2)
     at = daemon.training()["job"]["step"]
     daemon.post("/v1/training/stop", {"now": False})
-    set_stub(daemon.workspace, steps=at + 60)
     os.kill(daemon.training()["trainer_pid"], signal.SIGKILL)
+    set_stub(daemon.workspace, steps=at + 60)
     daemon.until_training("stopped")
     assert daemon.job("long.jsonl")["state"] == "completed"
     assert daemon.job("next.jsonl")["state"] == "waiting"

@@ -3,9 +3,10 @@ heartbeat and commits real (tiny) checkpoints with real manifests and ledgers.
 
 Behaviour comes from `stub.json` in the workspace, read again before every step:
 `steps` per file, `step_s`, `crash_at` {job id: step} (exit 1), `refuse` [job id], `save_every`,
-`want_rollback` {job id: step} (set aside there, and a rollback asked for),
+`want_rollback` {job id: step} (set aside there or later, and a rollback asked for),
 `waits_at` (a step of a file before which it says that it waits for memory),
-`hang_at` (a global step that never ends), `fail_on_start` (an error class),
+`hang_at` (a global step that never ends), `fail_on_start` (an error class; `fail_starts`: so many
+times, then no more),
 `dies_aside` (once it has let go of the model for a restore).
 A "row" is a line of the job's data.
 """
@@ -41,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "crash_on_start": False,
     "hang_at": 0,
     "fail_on_start": None,
+    "fail_starts": 1 << 30,
     "dies_aside": False,
 }
 
@@ -84,7 +86,7 @@ class Stub:
         self.lock = locks.acquire(self.workspace.writer_lock, wait=True)
         self.beat.beat(Phase.LOAD)
         options = self.options()
-        if options["fail_on_start"]:
+        if options["fail_on_start"] and self.fails(options["fail_starts"]):
             self.say(messages.Failed(options["fail_on_start"], "made to fail", "", "load", 0))
             self.pipe.flush(1)
             return 1
@@ -96,6 +98,13 @@ class Stub:
             if code is not None:
                 self.pipe.flush(2)
                 return code
+
+    def fails(self, times: int) -> bool:
+        file = self.workspace.root / "stub_failed"
+        before = file.stat().st_size if file.exists() else 0
+        with file.open("ab") as stream:
+            stream.write(b".")
+        return before < times
 
     def load(self) -> None:
         newest = checkpoints.newest_verified(self.workspace.current_model)
@@ -232,7 +241,7 @@ class Stub:
             os._exit(1)
         if options["waits_at"] == self.at:
             self.say(messages.Said("warning", "waiting", "another process holds 9 GB of the card"))
-        if options["want_rollback"].get(str(self.job.job_id)) == self.at:
+        if self.at >= options["want_rollback"].get(str(self.job.job_id), 1 << 30):
             return self.ask_for_rollback(self.job.job_id)
         while options["hang_at"] and self.step + 1 >= options["hang_at"]:
             time.sleep(0.05)
