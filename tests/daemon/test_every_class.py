@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from daemon_harness import chat_rows, plant, set_stub, wait_for
+from daemon_harness import chat_rows, plant, set_stub
 
 from trainer_tui.daemon import memory_wait
 from trainer_tui.daemon.after_end import End, Record, judge
