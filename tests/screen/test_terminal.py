@@ -36,7 +36,8 @@ class Tmux:
         return done.stdout
 
     def screen(self) -> str:
-        return self._run("capture-pane", "-p")
+        """With what scrolled off: tmux writes that the program ended below its last words."""
+        return self._run("capture-pane", "-p", "-S", "-")
 
     def keys(self, *keys: str) -> None:
         self._run("send-keys", *keys)
