@@ -60,6 +60,32 @@ class Machine:
         return asdict(self)
 
 
+class Load:
+    """The busy share of all cores, whichever thread asks: psutil counts for each thread by itself,
+    and would say 0 to one that never asked."""
+
+    def __init__(self) -> None:
+        self._busy_s, self._total_s = self._seconds()
+        self._percent = 0.0
+
+    def percent(self) -> float:
+        """Since the last time; within one tick of the kernel's clock: the same as then."""
+        busy_s, total_s = self._seconds()
+        if (passed_s := total_s - self._total_s) > 0:
+            # The time spent waiting for a disk may fall: Linux promises nothing of it.
+            share = (busy_s - self._busy_s) / passed_s
+            self._percent = 100 * min(max(share, 0.0), 1.0)
+            self._busy_s, self._total_s = busy_s, total_s
+        return self._percent
+
+    @staticmethod
+    def _seconds() -> tuple[float, float]:
+        """Busy, and all, of every core since the start of the machine."""
+        times = psutil.cpu_times()
+        total_s = sum(times) - times.guest - times.guest_nice  # Linux has these in user and nice
+        return total_s - times.idle - times.iowait, total_s
+
+
 class Meters:
     """Samples the machine. NVML is opened once and opened again after it was lost.
 
@@ -78,7 +104,7 @@ class Meters:
         self._health: Health | None = None
         self._had_gpus = False
         self._xids: deque[tuple[float, Xid]] = deque(maxlen=XIDS_KEPT)  # by monotonic time
-        psutil.cpu_percent(None)  # the first call only starts the interval
+        self._load = Load()
 
     def sample(self) -> Machine:
         """About a millisecond without a GPU, a few with one."""
@@ -89,7 +115,7 @@ class Meters:
             gpus=gpus,
             gpu_problem=problem,
             cores=os.cpu_count() or 1,
-            load_percent=psutil.cpu_percent(None),
+            load_percent=round(self._load.percent(), 1),
             memory_used_bytes=memory.total - memory.available,
             memory_total_bytes=memory.total,
             swap_used_bytes=swap.used,

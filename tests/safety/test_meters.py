@@ -1,12 +1,17 @@
-"""The machine's figures: whose disk they show when a workspace lies on several."""
+"""The machine's figures: whose disk they show, and the load whoever asks."""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import psutil
+import pytest
 
 from trainer_tui.safety import filesystems
 from trainer_tui.safety.filesystems import Measured
-from trainer_tui.safety.meters import Meters
+from trainer_tui.safety.meters import Load, Meters
 
 ROOT = Measured(1, 500, 1000)
 
@@ -46,3 +51,29 @@ def test_the_figures_of_this_machine_are_whole(tmp_path: Path) -> None:
     machine = Meters(tmp_path).sample()
     assert machine.disk_place == ""
     assert machine.disk_used_bytes + machine.disk_free_bytes == machine.disk_total_bytes > 0
+
+
+def test_the_load_is_that_since_the_last_look_whichever_thread_looks(tmp_path: Path) -> None:
+    meters = Meters(tmp_path)
+    for _ in range(3):
+        busy_until_s = time.process_time() + 0.2
+        while time.process_time() < busy_until_s:
+            pass
+        with ThreadPoolExecutor(1) as fresh:
+            machine = fresh.submit(meters.sample).result()
+        # Alone on its core, or sharing it with others who are busy.
+        assert machine.load_percent > 50 / machine.cores
+    assert machine.load_percent <= 100
+
+
+def test_a_figure_that_fell_is_no_load_below_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux: the time spent waiting for a disk may fall."""
+    times = psutil.cpu_times()
+    load = Load()
+    later = times._replace(idle=times.idle + 2000, iowait=times.iowait + 1000, user=times.user)
+    monkeypatch.setattr(psutil, "cpu_times", lambda: later)
+    assert load.percent() < 50
+    again = later._replace(iowait=later.iowait - 500, user=later.user + 501)
+    monkeypatch.setattr(psutil, "cpu_times", lambda: again)
+    assert load.percent() == 100
+    assert load.percent() == 100, "nothing passed: as before"
