@@ -307,14 +307,13 @@ class Loop:
             self._state = Leaving("stopped", "stop")
 
     def _save_now(self, evaluate_whole: bool = False) -> None:
-        session, before = self._session, self._session.saved_step
+        """Answered in every case: somebody waits for it."""
+        session = self._session
         measured = session.progress.measured
         if evaluate_whole:
             self._measure_whole()
-        had = self._saver.anything_unsaved
         again = session.progress.measured != measured or self._saver.rate_changed
-        self._saver.now("asked", again=again)
-        if not had and session.saved_step == before:
+        if not self._saver.now("asked", again=again):
             step, folder = session.saved_step, session.progress.parent
             session.control.say(Committed(step, folder, 0, 0.0, "unchanged"))
 

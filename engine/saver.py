@@ -85,8 +85,11 @@ class Saver:
             if self.anything_unsaved:
                 self._begin(reason)
 
-    def now(self, reason: Reason, *, again: bool = False) -> None:
+    def now(self, reason: Reason, *, again: bool = False) -> bool:
         """Commit everything, and come back when it is durable. `again`: even if all is saved.
+
+        Returns:
+            Whether a commit for this reason was made: else all was saved, or on its way.
 
         Raises:
             SaveFailed, NotFinite.
@@ -94,9 +97,11 @@ class Saver:
         session = self._session
         session.read_late_figures()
         self._finish()
-        if self.anything_unsaved or again:
-            self._begin(reason)
-            self._finish()
+        if not self.anything_unsaved and not again:
+            return False
+        self._begin(reason)
+        self._finish()
+        return True
 
     def poll(self, timeout_s: float = 0.0) -> None:
         """Take note of a commit that has come through. Raises SaveFailed, NotFinite."""

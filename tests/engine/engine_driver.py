@@ -27,6 +27,7 @@ from trainer_tui.safety.config import Config
 from trainer_tui.safety.errors import Corrupt
 from trainer_tui.safety.messages import (
     Committed,
+    Evaluated,
     JobRefused,
     JobTrained,
     NothingWaits,
@@ -48,7 +49,7 @@ class Halt(NamedTuple):
     this global step or a later one, until so many requests have reached it. So what a test asks at
     a step comes there, however late the test is."""
 
-    kind: type[StepDone] | type[Committed]
+    kind: type[StepDone] | type[Committed] | type[Evaluated]
     step: int = 1
     requests: int = 1
 

@@ -38,6 +38,22 @@ def test_a_save_for_a_version_carries_the_loss_of_the_whole_set_at_its_step(
     assert driver.stop() == 0
 
 
+def test_a_save_that_is_asked_for_while_the_very_state_is_being_saved_is_answered(
+    make_driver: Callable[..., Driver],
+) -> None:
+    """Measured at this step and under way to the disk already: nothing more has to be written."""
+    driver = make_driver(validation={**SET, "time_share": 1.0}, save_steps=5)
+    driver.add_job(toy_rows(400, 1))
+    driver.start(halt=Halt(Evaluated, 5))
+    measured = driver.wait_for(Evaluated, lambda m: m.global_step >= 5)
+    driver.send(SaveNow(evaluate_whole=True))
+    answer = driver.wait_for(Committed, lambda m: m.reason in ("asked", "unchanged"))
+    due = driver.wait_for(Committed, lambda m: m.global_step == measured.global_step)
+    assert (due.reason, answer.reason) == ("save_steps", "unchanged")
+    assert (answer.folder, answer.global_step) == (due.folder, due.global_step)
+    assert driver.stop() == 0
+
+
 def test_a_version_of_a_state_that_is_saved_already_is_measured_too(
     make_driver: Callable[..., Driver],
 ) -> None:
