@@ -7,19 +7,21 @@ the daemon is gone: the loop finishes its step, commits and exits.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 import msgspec
 
-from trainer_tui.safety import messages
+from trainer_tui.safety import clock, messages
 from trainer_tui.safety.messages import FromTrainer, ToTrainer
 from trainer_tui.safety.pipe import PipeEnd
 
 log = logging.getLogger("trainer.control")
 FLUSH_S = 5.0
+LOOK_AGAIN_S = 1.0
 
 
 class Control:
@@ -61,8 +63,16 @@ class Control:
 
     def wait(self, timeout_s: float | None) -> None:
         """Sleep until something is there to act on, or time is up."""
+        self._sleep(lambda: bool(self._waiting) or self.must_leave, timeout_s)
+
+    def _sleep(self, over: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Until `over`, or time is up; whether it is. A signal between the look at `over` and the
+        sleep wakes nobody, so it is looked at again from time to time."""
+        end_s = math.inf if timeout_s is None else clock.monotonic_s() + timeout_s
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self.must_leave, timeout_s)
+            while not over() and (left_s := end_s - clock.monotonic_s()) > 0:
+                self._changed.wait(min(left_s, LOOK_AGAIN_S))
+            return over()
 
     @property
     def wants_out(self) -> bool:
@@ -74,8 +84,7 @@ class Control:
 
     def wait_out(self, timeout_s: float) -> bool:
         """Sleep, but not past a wish to end; whether there is one."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.wants_out, timeout_s)
+        return self._sleep(lambda: self.wants_out, timeout_s)
 
     @property
     def urgent(self) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
 from engine_driver import Driver, Halt, toy_rows
 
+from trainer_tui.engine.control import Control
 from trainer_tui.safety.messages import (
     Committed,
     Failed,
@@ -166,6 +169,20 @@ def test_sigterm_commits_and_exits_0(make_driver: Callable[..., Driver]) -> None
     assert driver.wait_end() == 0
     newest = driver.newest()
     assert newest is not None and newest.manifest.global_step >= 3
+
+
+def test_a_signal_between_the_look_and_the_sleep_is_noticed() -> None:
+    """It wakes nobody then; the word of it stands."""
+    ours, theirs = multiprocessing.Pipe()
+    control = Control(theirs)
+    signalled = threading.Timer(0.2, setattr, (control, "_stop_signal", True))
+    signalled.start()
+    started_s = time.monotonic()
+    control.wait(60)
+    assert control.must_leave and time.monotonic() - started_s < 30
+    signalled.join()
+    control.close()
+    ours.close()
 
 
 def test_sigterm_wakes_an_idle_trainer(make_driver: Callable[..., Driver]) -> None:

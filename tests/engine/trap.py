@@ -62,8 +62,7 @@ def _halt(kind: str, step: int, requests: int) -> None:
         honest(self, message, droppable=droppable)
         if type(message).__name__ == kind and message.global_step >= step:  # type: ignore[union-attr]
             Control.say = honest  # type: ignore[method-assign]
-            with self._changed:
-                self._changed.wait_for(lambda: len(self._waiting) >= requests or self.must_leave)
+            self._sleep(lambda: len(self._waiting) >= requests or self.must_leave, None)
 
     Control.say = say  # type: ignore[method-assign]
 
