@@ -189,7 +189,8 @@ def test_event_stream_goes_on_where_a_client_left_it(daemon, outside):
             "jobs", lambda data: any(j["priority"] == "high" for j in data["changed"])
         )
         assert moved[0] > last
-        assert [number for number, _, _ in stream.seen] == sorted({n for n, _, _ in stream.seen})
+        numbers = [number for number, _, _ in list(stream.seen)]
+        assert numbers == sorted(set(numbers))
         daemon.call("DELETE", f"/v1/jobs/{job['id']}")
         stream.until("jobs", lambda data: job["id"] in data["removed"])
     with daemon.events(after=5) as stream:

@@ -180,7 +180,7 @@ def test_thinning_goes_in_small_transactions_between_which_steps_are_stored(hist
     assert last.result(10) == {"loss": (300_000, 7.0)}
     assert counted.result(10)[0] > 10_000 + curves.COARSEST, "answered before the thinning is done"
     thinned(history)
-    assert history.ask(lambda base: curves.thin(base, "loss", 0)).result(10) is False
+    wait_for(lambda: not history.ask(lambda base: curves.thin(base, "loss", 0)).result(10))
 
 
 def test_a_series_of_few_points_is_kept_whole(history, thinner):

@@ -84,6 +84,14 @@ class Stage:
         )
         await self.pilot.pause()
 
+    @property
+    def dialog(self) -> Any:
+        """The screen over the root, once it takes keys; None without one."""
+        screen = self.app.screen
+        if len(self.app.screen_stack) < 2 or not screen.is_mounted:
+            return None
+        return screen if screen.focused is not None or not screen.focus_chain else None
+
     def asked(self) -> list[tuple[str, str, Any]]:
         """The changes that reached the daemon."""
         return list(self.daemon.requests)

@@ -36,7 +36,7 @@ async def test_the_stop_menu(server: Any, stage: Any) -> None:
         for answer, request_seen in answers:
             before = len(on.asked())
             await on.press("s")
-            await on.until(lambda: len(on.app.screen_stack) == 2, "the menu is open")
+            await on.until(lambda: on.dialog, "the menu is open")
             await on.press(answer)
             if request_seen is None:
                 assert len(on.asked()) == before, answer
@@ -50,7 +50,7 @@ async def test_the_stop_menu(server: Any, stage: Any) -> None:
 async def test_a_kill_says_what_is_lost_and_wants_the_word(server: Any, stage: Any) -> None:
     async with stage(server) as on:
         await on.press("s")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "the menu is open")
+        await on.until(lambda: on.dialog, "the menu is open")
         await on.pilot.press("x")
         await on.until(lambda: on.app.screen.query("Input"), "asks for the word")
         assert "20 steps since checkpoint-18400 are lost: 16s of training" in str(
@@ -104,7 +104,7 @@ async def test_remove_retry_hold(server: Any, stage: Any) -> None:
         await on.press("h")
         assert on.asked()[-1][1] == "/v1/jobs/32/hold"
         await on.press("G", "k", "r")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "the offer is open")
+        await on.until(lambda: on.dialog, "the offer is open")
         await on.press("o")
         await on.until(lambda: on.asked()[-1][1] == "/v1/jobs/30/retry", "retried")
         assert on.asked()[-1][2] == {"accept": True}
@@ -117,7 +117,7 @@ async def test_checkpoint_version_undo_redo(server: Any, stage: Any) -> None:
         await on.press("c")
         assert on.asked()[-1][1] == "/v1/training/checkpoint"
         await on.press("C")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "asks for a description")
+        await on.until(lambda: on.dialog, "asks for a description")
         await on.press(*"tone", "enter")
         await on.until(lambda: on.asked()[-1][2] == {"description": "tone"}, "version made")
         await on.press("u")
@@ -130,7 +130,7 @@ async def test_undoing_what_another_did_asks_first(server: Any, stage: Any) -> N
     server.state.undo_act = {"by": "the screen of ada", "text": "#34 moved"}
     async with stage(server) as on:
         await on.press("u")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "asks")
+        await on.until(lambda: on.dialog, "asks")
         assert on.asked() == []
         await on.press("y")
         await on.until(lambda: on.asked() and on.asked()[-1][1] == "/v1/undo", "undone")
@@ -140,7 +140,7 @@ async def test_a_roll_back_is_not_confirmed_by_any_near_key(server: Any, stage: 
     async with stage(server) as on:
         for key in ("enter", "R", "space", "Y"):
             await on.press("R")
-            await on.until(lambda: len(on.app.screen_stack) == 2, "asks")
+            await on.until(lambda: on.dialog, "asks")
             await on.press(key)
             assert on.asked() == [], key
             await on.press("escape")
@@ -153,7 +153,7 @@ async def test_a_roll_back_says_when_the_files_that_go_with_it_are_not_known(
     server.state.since = {"files_since": [], "files_since_problem": "ledger segment 7 is missing"}
     async with stage(server) as on:
         await on.press("v", "j", "R")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "asks")
+        await on.until(lambda: on.dialog, "asks")
         assert "is not known: ledger segment 7 is missing" in str(on.app.screen._body)
         await on.press("escape")
         await on.until(lambda: len(on.app.screen_stack) == 1, "closed")
@@ -162,7 +162,7 @@ async def test_a_roll_back_says_when_the_files_that_go_with_it_are_not_known(
 async def test_a_roll_back_shows_what_changes_and_y_does_it(server: Any, stage: Any) -> None:
     async with stage(server) as on:
         await on.press("v", "j", "R")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "asks")
+        await on.until(lambda: on.dialog, "asks")
         words = str(on.app.screen._body)
         assert "17 312 to 18 420 are unlearnt" in words
         assert "tone-2.jsonl" in words
@@ -176,7 +176,7 @@ async def test_config_change_is_approved_after_it_was_shown(server: Any, stage: 
     ]
     async with stage(server) as on:
         await on.press("a")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "asks")
+        await on.until(lambda: on.dialog, "asks")
         assert "max_length: 4096 → 8192" in str(on.app.screen._body)
         await on.press("y")
         await on.until(lambda: on.asked() == [("PATCH", "/v1/config", {"approve": True})], "sent")

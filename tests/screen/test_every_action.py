@@ -80,8 +80,8 @@ class Walk:
     async def answer(self, case: Case) -> None:
         on = self.on
         for text in case.answers:
-            await on.until(lambda: len(self.app.screen_stack) == 2, f"{case.action}: asks")
-            asking = self.app.screen
+            await on.until(lambda: on.dialog, f"{case.action}: asks")
+            asking = on.dialog
             typed = asking.query("Input, OptionList")
             if typed and text:
                 typed.first().value = text

@@ -47,7 +47,7 @@ async def test_a_first_visit_shows_findings_and_one_key_fixes(
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "tokenizer.json").write_text("{}")
         await on.press("b")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "asks for the model")
+        await on.until(lambda: on.dialog, "asks for the model")
         await on.press(*str(tmp_path / "none"), "enter")
         await on.until(lambda: "there is no folder" in str(on.app.screen._body), "says why not")
         on.app.screen.query_one("Input").value = str(tmp_path)
@@ -96,7 +96,7 @@ async def test_a_refused_setting_is_mended_in_its_dialog(server: Any, stage: Any
     server.state.refuse["/v1/config"] = (422, problem)
     async with stage(server) as on:
         on.app.do("setting")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "asks which")
+        await on.until(lambda: on.dialog, "asks which")
         await on.press(*"learning_rate", "enter")
         await on.until(lambda: "The new value" in str(on.app.screen._body), "asks what")
         on.app.screen.query_one("Input").value = "-1"

@@ -210,7 +210,7 @@ async def test_the_footer_can_be_clicked(server: Any, stage: Any) -> None:
 async def test_the_palette_runs_an_action_and_names_reasons(server: Any, stage: Any) -> None:
     async with stage(server) as on:
         await on.press(":")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "the palette is open")
+        await on.until(lambda: on.dialog, "the palette is open")
         await on.pilot.press(*"checkpoint")
         await on.pilot.pause(0.4)
         await on.pilot.press("down", "enter")
@@ -221,7 +221,7 @@ async def test_the_palette_runs_an_action_and_names_reasons(server: Any, stage: 
 async def test_help_lists_the_focused_panels_keys(server: Any, stage: Any) -> None:
     async with stage(server) as on:
         await on.press("?")
-        await on.until(lambda: len(on.app.screen_stack) == 2, "help is open")
+        await on.until(lambda: on.dialog, "help is open")
         assert "Move the job down or up" in str(on.app.screen._body)
         await on.press("escape")
         await on.until(lambda: len(on.app.screen_stack) == 1, "closed")
