@@ -17,14 +17,14 @@ from trainer_tui.safety import processes
 pytestmark = pytest.mark.end_to_end
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_demo_learns_although_its_trainer_is_killed(tmp_path: Path) -> None:
     root = tmp_path / "demo"
     command = [COMMAND, "demo", "--headless", "--dir", str(root), "--rows", "300"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         saved = root / "models" / "current_model"
-        wait_for(lambda: running.poll() is not None or list(saved.glob("checkpoint-*")), 200)
+        wait_for(lambda: running.poll() is not None or list(saved.glob("checkpoint-*")), 400)
         tag = processes.workspace_tag(root)
         trainer = next(
             process

@@ -41,7 +41,7 @@ def ask(with_model: Workspace) -> Iterator[Ask]:
 
     yield send
     worker.stdin.close()
-    assert worker.wait(10) == 0
+    assert worker.wait(60) == 0
 
 
 def test_files_of_every_kind_get_their_answer_from_one_worker(
