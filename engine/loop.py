@@ -124,14 +124,13 @@ class Loop:
         self._completed.add(work.job.train.job_id)
         self._saver.poll()
         self._saver.if_due(at_file_end=True)
-        if self._stop_after_file:
-            self._state = Leaving("stopped after the file", "stop")
-        else:
-            self._ask()
+        self._ask()
 
     def _ask(self) -> None:
         self._state = Hungry()
-        if self._offered:
+        if self._stop_after_file:  # done or set aside: either is the file's end
+            self._state = Leaving("stopped after the file", "stop")
+        elif self._offered:
             self._take(self._offered.popleft())
         else:
             self._session.control.say(WantJob())
@@ -314,8 +313,11 @@ class Loop:
             self._measure_whole()
         again = session.progress.measured != measured or self._saver.rate_changed
         if not self._saver.now("asked", again=again):
-            step, folder = session.saved_step, session.progress.parent
-            session.control.say(Committed(step, folder, 0, 0.0, "unchanged"))
+            self._say_saved("unchanged")
+
+    def _say_saved(self, reason: str) -> None:
+        step, folder = self._session.saved_step, self._session.progress.parent
+        self._session.control.say(Committed(step, folder, 0, 0.0, reason))
 
     def _measure_whole(self) -> None:
         """Somebody makes a version: it carries the loss of this very step."""
@@ -378,7 +380,8 @@ class Loop:
         if train.job_id in self._completed:
             session.control.say(JobTrained(train.job_id, session.progress.global_step))
             # Offered again although done: the daemon waits for the commit that lists it.
-            self._save_now()
+            if not self._saver.now("file_done"):
+                self._say_saved("file_done")
             return self._ask()
         try:
             cursor, pinned = session.started(train)

@@ -318,6 +318,7 @@ class Work:
         session, job = self._session, self.job
         # A version of every file carries what the file did; otherwise when the time is paid for.
         self.measure_whole(wanted=session.config.versioning.after_every_file)
+        session.last_good = None  # an update skipped at its end stays skipped: no good one follows
         same_set = self._fixed is not None and self._fixed.set_id == job.cursor.validation_set
         comparable = same_set and self._measuring.is_fresh
         progress, train = session.progress, job.train

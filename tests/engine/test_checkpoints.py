@@ -324,3 +324,21 @@ def test_a_killed_writer_is_replaced_and_nothing_is_lost(
     newest = driver.newest()
     assert newest is not None and newest.folder.name == committed.folder
     assert driver.stop() == 0
+
+
+def test_a_file_whose_last_update_is_skipped_is_done_all_the_same(
+    make_driver: Callable[..., Driver],
+) -> None:
+    """It would be trained to its end again and again, by one trainer after the other."""
+    driver = make_driver("plain")
+    driver.add_job(toy_rows(20, 1))
+    driver.run_until_done()
+    last = driver.steps()[-1].global_step
+    driver = make_driver("skipped")
+    driver.add_job(toy_rows(20, 1))
+    trap(driver, nan_steps=[last])
+    driver.run_until_done(entry="trap")
+    newest = driver.newest()
+    assert newest is not None
+    assert (newest.manifest.global_step, newest.manifest.extra["skipped_steps"]) == (last, 1)
+    assert_finite(newest.folder)

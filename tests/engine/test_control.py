@@ -288,3 +288,16 @@ def test_the_rung_rollback_sets_the_file_aside_committed_and_asks_for_the_versio
     newest = driver.newest()
     assert newest is not None and newest.manifest.reason == "skip"
     assert newest.manifest.cursors[0].step_index == newest.manifest.global_step >= 30
+
+
+def test_stop_after_file_ends_also_with_a_file_that_is_set_aside(
+    make_driver: Callable[..., Driver],
+) -> None:
+    driver = make_driver()
+    driver.add_job(toy_rows(LONG, 1))
+    driver.add_job(toy_rows(LONG, 2))
+    ask_at(driver, 2, Stop(after_file=True), Skip(1))
+    assert driver.wait_for(JobRefused).job_id == 1
+    assert driver.wait_for(Stopping).reason == "stopped after the file"
+    assert driver.wait_end() == 0
+    assert [m.job_id for m in driver.all_of(JobStarted)] == [1]
