@@ -64,16 +64,14 @@ class Aftermath:
         self.memory_need = None
 
     async def crashed(self, trainer: Trainer, end: End, failed: messages.Failed | None) -> Verdict:
-        """Judge, tell, keep the evidence, and do what it means for the job in hand."""
-        self.restarts += 1
+        """Judge, tell, keep the evidence, and do what it means for the job in hand. Counted last:
+        what the disk did not let be done is done again."""
         evidence = await asyncio.to_thread(self._evidence, trainer, end, failed)
         finding = crash.classify(evidence)
         supervision = self._settings.config.supervision
-        verdict, self._record = after_end.judge(
+        verdict, record = after_end.judge(
             end, finding, self._record, supervision.attempts, supervision.backoff_s
         )
-        self.last = verdict
-        self.back_off_until_s = clock.monotonic_s() + verdict.wait_s
         self.memory_need = memory_wait.need_after(
             finding, trainer.peak_bytes, trainer.foreign_gpu_bytes, _memory_total_bytes()
         )
@@ -93,6 +91,8 @@ class Aftermath:
         if end.in_hand is not None:
             await self._set_aside(end.in_hand, verdict, _where(trainer, evidence))
         await self._keep_incident(trainer, end, evidence, verdict)
+        self.restarts, self.last, self._record = self.restarts + 1, verdict, record
+        self.back_off_until_s = clock.monotonic_s() + verdict.wait_s
         return verdict
 
     async def _shrink_steps(self) -> None:
@@ -107,6 +107,8 @@ class Aftermath:
 
     async def _set_aside(self, job_id: int, verdict: Verdict, where: Where) -> None:
         finding = verdict.finding
+        if job_id not in {job.id for job in self._desk.processing}:
+            return  # done before the disk failed
         await self._desk.end_attempt(job_id, "crashed", str(finding.crash_class))
         if verdict.park:
             name = self._desk.name_of(job_id)

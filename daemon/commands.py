@@ -32,12 +32,14 @@ async def pause(training: Training, by: str, *, release: bool) -> None:
 
 
 async def resume(training: Training, by: str) -> None:
-    """The intent is `run` and a paused trainer has gone on; a new one may still be starting."""
+    """The intent is `run` and a paused trainer has gone on; a new one may still be starting, and
+    what training has to pause for by itself (heat, disk) is not waited for."""
     await training.set_intent("run", by)
     await training.until(
         lambda: (
             training.intent.training != "run"
             or training.trainer is None
+            or bool(training.holds)
             or not (training.present.paused or training.resuming)
         ),
         EFFECT_TIMEOUT_S,
@@ -148,12 +150,8 @@ async def set_rate_factor(training: Training, factor: float) -> None:
         raise Refused(
             "a version is being restored, which has its own rate", "ask again in a moment"
         )
-    answered = training.saves_answered
     training.send(messages.Reconfigure({"lr_factor": factor}))
-    training.send(messages.SaveNow())
-    await training.until(
-        lambda: training.saves_answered > answered or training.trainer is not trainer,
-        EFFECT_TIMEOUT_S,
-    )
+    answered = training.save()
+    await training.until(lambda: answered() or training.trainer is not trainer, EFFECT_TIMEOUT_S)
     if training.figures.lr_factor != factor:
         raise Refused("no checkpoint holds the rate yet", "see what it is: trainer-tui rate")

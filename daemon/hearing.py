@@ -208,8 +208,6 @@ class Hearing(TrainingState):
         )
 
     async def _committed(self, message: messages.Committed) -> None:
-        if message.reason in ("asked", "unchanged"):
-            self.saves_answered += 1
         self.aftermath.begin_anew()
         self.figures.saved_step, self.figures.checkpoint = message.global_step, message.folder
         self._means.teller.say(
@@ -224,6 +222,8 @@ class Hearing(TrainingState):
                 # Committed progress resets the count; what comes now is an attempt of its own.
                 await self._means.desk.end_attempt(job.id, "progress")
                 await self._means.desk.begin_again(job.id)
+        if message.reason in ("asked", "unchanged"):
+            self.saves_answered += 1
 
     async def collect(self, *, quick: bool) -> None:
         """Move what the newest manifest lists as completed out of `processing/`."""

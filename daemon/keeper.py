@@ -26,7 +26,7 @@ from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.settling import Settling
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
-from trainer_tui.safety import checkpoints, messages
+from trainer_tui.safety import checkpoints
 from trainer_tui.safety.errors import Corrupt, Refused, TrainerTuiError
 from trainer_tui.safety.workspace import Workspace
 from trainer_tui.versions import automatic, emergency, keeping, records
@@ -357,18 +357,12 @@ async def save_now(training: Training, timeout_s: float, *, evaluate_whole: bool
     if trainer is None:
         return False
     if training.saved(done_step):
-        nothing_to_measure = training.step_of_now() == 0 or not training.present.ready
+        nothing_to_measure = done_step == 0 or not training.present.ready
         if not evaluate_whole or nothing_to_measure:
             return False
-    answered = training.saves_answered
-    training.send(messages.SaveNow(evaluate_whole))
-
-    def saved() -> bool:
-        heard = training.saves_answered > answered or not evaluate_whole
-        return heard and training.saved(done_step)
-
-    in_time = await training.until(lambda: saved() or training.trainer is not trainer, timeout_s)
-    if training.saved(done_step):
+    answered = training.save(evaluate_whole=evaluate_whole)
+    in_time = await training.until(lambda: answered() or training.trainer is not trainer, timeout_s)
+    if answered() or training.saved(done_step):
         return True
     if in_time:
         raise Refused("the trainer ended before it had saved", "trainer-tui status")

@@ -18,6 +18,7 @@ from trainer_tui.daemon.after_end import End
 from trainer_tui.daemon.decide import Present
 from trainer_tui.daemon.hearing import Hearing
 from trainer_tui.daemon.trainer import Trainer
+from trainer_tui.daemon.training_state import Mail
 from trainer_tui.safety import clock, logs, messages
 
 log = logging.getLogger("daemon")
@@ -33,6 +34,8 @@ class Training(Hearing):
     async def run(self) -> None:
         """Ends only by cancellation."""
         await self.collect(quick=False)
+        if self._undone is not None:
+            await self._do(self._undone)
         while True:
             await self._act()
             for waiter in self._waiters:
@@ -40,10 +43,23 @@ class Training(Hearing):
             wait_s = self._look_again_in_s()
             try:
                 async with asyncio.timeout(wait_s):
-                    handle = await self._mail.get()
+                    mail = await self._mail.get()
             except TimeoutError:
                 continue
-            await handle()
+            await self._do(mail)
+
+    async def _do(self, mail: Mail) -> None:
+        """Nobody says it twice: when the disk fails it is kept, and done first when `run` begins
+        anew. So what comes by mail may be done twice. What is gone does not come back: that is not
+        tried again."""
+        self._undone = None
+        try:
+            await mail()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self._undone = mail
+            raise
 
     def _look_again_in_s(self) -> float:
         """Back-off and idle time pass without any event."""
@@ -117,6 +133,7 @@ class Training(Hearing):
         )
         self.present, self.in_hand = Present(ready=False), None
         self._failed, self._said_stopping, self._resuming = None, False, False
+        self.saves_asked = self.saves_answered = 0
         self._trained.clear()
         self.figures.epochs = config.epochs
         output = self._means.workspace.logs / "trainer.out"
@@ -154,6 +171,22 @@ class Training(Hearing):
     async def _ended(self, trainer: Trainer, wait_status: int) -> None:
         if trainer is not self.trainer:
             return
+        end = await self._note_end(trainer, wait_status)
+        if end.meant:
+            log.info("trainer %d ended as asked", trainer.pid)
+        else:
+            verdict = await self.aftermath.crashed(trainer, end, self._failed)
+            if verdict.then == "degrade":
+                why = f"{verdict.finding.text}; training does not restart by itself any more"
+                await self.set_intent("degraded", "daemon", why)
+                self._means.teller.say("error", "training", why, hint=verdict.finding.suggestion)
+        self.trainer, self.present, self.in_hand = None, Present(ready=False), None
+        self._resuming = False
+        self._trained.clear()
+        self.figures.end_job()
+
+    async def _note_end(self, trainer: Trainer, wait_status: int) -> End:
+        """What its end means for its jobs; done twice is done. Raises OSError."""
         desk = self._means.desk
         in_hand = next((job for job in desk.processing if job.id == self.in_hand), None)
         end = End(
@@ -173,15 +206,4 @@ class Training(Hearing):
         if end.in_hand is not None and (end.meant or at_rest):
             await desk.end_attempt(end.in_hand, "interrupted")  # nothing of it is its file's fault
             end = replace(end, in_hand=None)
-        self.trainer, self.present, self.in_hand = None, Present(ready=False), None
-        self._resuming = False
-        self._trained.clear()
-        self.figures.end_job()
-        if end.meant:
-            log.info("trainer %d ended as asked", trainer.pid)
-            return
-        verdict = await self.aftermath.crashed(trainer, end, self._failed)
-        if verdict.then == "degrade":
-            why = f"{verdict.finding.text}; training does not restart by itself any more"
-            await self.set_intent("degraded", "daemon", why)
-            self._means.teller.say("error", "training", why, hint=verdict.finding.suggestion)
+        return end

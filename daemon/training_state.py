@@ -77,12 +77,13 @@ class TrainingState:
         self._failed: messages.Failed | None = None
         self._said_stopping = False
         self._resuming = False
-        self.saves_answered = 0
+        self.saves_asked = self.saves_answered = 0  # of this trainer: it answers all, in order
         self.trainer_waits = ""  # what for, in its own words
         self._trained: set[int] = set()
         self._started_fractions: dict[int, float] = {}
         self._idle_since_s = 0.0
         self._mail: asyncio.Queue[Mail] = asyncio.Queue()
+        self._undone: Mail | None = None  # the disk did not let it be done
         self._waiters: set[asyncio.Event] = set()
 
     # --- what others ask -------------------------------------------------------------------------
@@ -185,6 +186,15 @@ class TrainingState:
 
     def send(self, message: messages.ToTrainer) -> bool:
         return self.trainer is not None and self.trainer.send(message)
+
+    def save(self, *, evaluate_whole: bool = False) -> Callable[[], bool]:
+        """Ask for a commit of all that is done; what is returned says whether that was answered.
+        A step that is not saved then was skipped, or is one that an earlier trainer lost."""
+        trainer = self.trainer
+        self.send(messages.SaveNow(evaluate_whole))
+        self.saves_asked += 1
+        number = self.saves_asked
+        return lambda: self.trainer is trainer and self.saves_answered >= number
 
     def skip(self, job_id: int) -> None:
         """Ask for it; `_refused` is the effect."""

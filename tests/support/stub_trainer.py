@@ -7,7 +7,8 @@ Behaviour comes from `stub.json` in the workspace, read again before every step:
 `waits_at` (a step of a file before which it says that it waits for memory),
 `hang_at` (a global step that never ends), `fail_on_start` (an error class; `fail_starts`: so many
 times, then no more),
-`dies_aside` (once it has let go of the model for a restore).
+`dies_aside` (once it has let go of the model for a restore), `load_s` (how long it loads),
+`save_s` (how long it makes somebody wait who asks for a commit).
 A "row" is a line of the job's data.
 """
 
@@ -44,6 +45,8 @@ DEFAULTS: dict[str, Any] = {
     "fail_on_start": None,
     "fail_starts": 1 << 30,
     "dies_aside": False,
+    "load_s": 0.0,
+    "save_s": 0.0,
 }
 
 
@@ -92,6 +95,7 @@ class Stub:
             return 1
         if options["crash_on_start"]:
             return 1
+        time.sleep(options["load_s"])
         self.load()
         while True:
             code = self.turn()
@@ -172,6 +176,8 @@ class Stub:
                     self.say(messages.JobRefused(job_id, "skipped", text, "", fraction))
             case messages.SaveNow(evaluate_whole=whole):
                 before = self.sealed
+                self.beat.beat(Phase.PERSIST)
+                time.sleep(self.options()["save_s"])
                 if whole:
                     self.say(messages.Evaluated(self.step, "fixed", "set", 0.5, 8, 80, 0.01, True))
                 self.commit("asked")
