@@ -120,7 +120,7 @@ class Work:
     def _note_val_before(self) -> None:
         progress, job_id = self._session.progress, self.job.train.job_id
         loss = self._measuring.of_set(self.job.cursor.validation_set)
-        if loss is not None:
+        if loss is not None and self._measuring.is_fresh:
             noted = {**progress.val_before, job_id: loss}
             self._session.progress = dataclasses.replace(progress, val_before=noted)
 

@@ -119,11 +119,13 @@ def test_a_set_that_grew_is_said_and_measured_before_anything_is_compared_with_i
     assert [m.data["set_id"] for m in told] == [m.set_id for m in looks]
     assert "of another set" in told[1].text and "of another set" not in told[0].text
     by_job = {entry.job_id: entry for entry in driver.ledger()}
-    # No figure was had of the sets in use at the ends: nothing is made up for them.
+    # No figure was had of the sets in use at the ends, nor when the third began (the second had
+    # changed what the figure was of): nothing is made up for them.
     assert [by_job[job].val_after for job in (1, 2, 3)] == [None, None, None]
-    assert [by_job[job].val_before for job in (1, 2, 3)] == pytest.approx(
-        [looks[0].loss, looks[1].loss, looks[1].loss]
+    assert [by_job[job].val_before for job in (1, 2)] == pytest.approx(
+        [looks[0].loss, looks[1].loss]
     )
+    assert by_job[3].val_before is None
 
 
 def test_evaluation_takes_its_share_of_the_time_and_no_more(
