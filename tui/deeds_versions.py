@@ -116,7 +116,10 @@ def rollback_words(
     now, then = training.global_step, version.global_step
     lines = []
     if now is not None and then is not None and now > then:
-        lines.append(f"Steps {figures.count(then + 1)} to {figures.count(now)} are unlearnt.")
+        if version.lineage == training.lineage:
+            lines.append(f"Steps {figures.count(then + 1)} to {figures.count(now)} are unlearnt.")
+        else:
+            lines.append(f"The model is again what it was at step {figures.count(then)}.")
     lines += learnt_words(lost, unknown)
     losses = figures.loss(training.val_loss), figures.loss(version.loss)
     lines.append(f"Validation loss: {losses[0]} now, {losses[1]} then.")

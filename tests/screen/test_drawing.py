@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from trainer_tui.tui import chart, figures, glyphs, ink, reduce
-from trainer_tui.tui.panels import machine
+from trainer_tui.tui.deeds_versions import rollback_words
+from trainer_tui.tui.panels import header, loss, machine
 from trainer_tui.tui.plot import draw
 from trainer_tui.tui.verbs import training as verbs
 from trainer_tui.tui.view import (
@@ -21,11 +22,14 @@ from trainer_tui.tui.view import (
     Live,
     Lost,
     Machine,
+    Model,
     Panel,
     Point,
     Said,
     Status,
     Step,
+    Training,
+    Version,
     View,
 )
 from trainer_tui.tui.watch import Seen, look
@@ -193,3 +197,34 @@ def test_watch_tells_each_change_once(fake: Any) -> None:
     look(client, seen, 2.0, told.append)
     assert told[2].endswith("warning: gradient spike \\x1b[31m")
     assert told[3] == "training: paused: asked by ada"
+
+
+def test_the_figure_beside_the_chart_is_smoothed_as_it_says() -> None:
+    points = (Point(step=1, mean=4.0), Point(step=2, mean=2.0))
+    status = Status(training=Training(loss=2.0, loss_ema=3.5))
+    view = View(status=status, curves={"loss": points})
+
+    def train(ema: int) -> str:
+        rows = loss.readout(view, loss.Look(ema=ema), 12, glyphs.UNICODE)
+        return next(t for t in ink.plain_text(rows).splitlines() if t.lstrip().startswith("train"))
+
+    assert "2.0000" in train(0)
+    assert "3.5000" in train(loss.EMAS.index(0.9)), "the daemon's own, over all steps"
+    assert len({train(ema) for ema in range(len(loss.EMAS))}) == len(loss.EMAS)
+
+
+def test_the_header_names_the_newest_version_that_is_in_the_model() -> None:
+    status = Status(model=Model(name="models/Tiny", latest_version=7))
+    left, live = Version(number=7), Version(number=3, live=True)
+    assert header.model_name(View(status=status, versions=(left, live))) == "tiny v003"
+    assert header.model_name(View(status=status, versions=(left,))) == "tiny"
+    assert header.model_name(View(status=status)) == "tiny v007", "the list is still on its way"
+
+
+def test_going_back_into_a_branch_that_was_left_names_no_step_that_the_model_never_learnt() -> None:
+    training = Training(global_step=1722, lineage=2)
+    other = rollback_words(training, Version(number=7, global_step=1229, lineage=1), [], "")
+    assert not any("unlearnt" in line for line in other)
+    assert any("at step 1 229" in line for line in other)
+    same = rollback_words(training, Version(number=8, global_step=1600, lineage=2), [], "")
+    assert "Steps 1 601 to 1 722 are unlearnt." in same

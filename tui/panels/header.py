@@ -43,12 +43,14 @@ def state_words(view: View, glyphs: Glyphs) -> tuple[str, str]:
 
 
 def model_name(view: View) -> str:
-    """`qwen3-0.6b v042`: the last part of the name, and the newest version."""
+    """`qwen3-0.6b v042`: the last part of the name, and the newest version that is in the model."""
     model = view.status.model if view.status else None
     if model is None or not model.name:
         return "no model yet"
     name = printable(model.name.rstrip("/").rsplit("/", 1)[-1], 28).lower()
-    return f"{name} v{model.latest_version:03d}" if model.latest_version else name
+    live = [version.number for version in view.versions if version.live]
+    number = max(live) if live else None if view.versions else model.latest_version
+    return f"{name} v{number:03d}" if number else name
 
 
 def rows(view: View, width: int, glyphs: Glyphs) -> list[Row]:

@@ -34,6 +34,7 @@ from trainer_tui.tui.panels.first_run import nothing_trained
 from trainer_tui.tui.view import Panel, Point, Said, View
 
 EMAS = (0.0, 0.6, 0.9, 0.99)
+DAEMON_EMA = 0.9  # what `loss_ema` is smoothed with
 LOW_ROWS = 6
 READOUT_CELLS = 18
 AUTO_STEPS = 20_000
@@ -141,6 +142,8 @@ def readout(view: View, look: Look, height: int, glyphs: Glyphs) -> list[Row]:
     train = smoothed(view.curves.get("loss", ()), EMAS[look.ema])
     val = [(p.step, p.mean) for p in view.curves.get("val_loss", ()) if p.mean is not None]
     loss = training.loss_ema if training.loss_ema is not None else training.loss
+    if EMAS[look.ema] != DAEMON_EMA and train:
+        loss = train[-1][1]
     val_loss, step = training.val_loss, training.global_step
     if look.cursor is not None:
         loss, val_loss, step = at_step(train, look.cursor), at_step(val, look.cursor), None

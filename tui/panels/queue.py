@@ -143,7 +143,7 @@ def job_row(job: Job, shape: Columns, width: int, glyphs: Glyphs, running: bool)
     line = Line().add(" ").add(sign, sign_role).add(f" #{job.id:<{shape.id}} ", quiet or "dim")
     line.cell(printable(job.name), shape.name, quiet).add(" ")
     if shape.rows:
-        known = "" if job.rows is None else f"{figures.short_count(job.rows)} rows"
+        known = "" if not job.rows else f"{figures.short_count(job.rows)} rows"
         line.cell(known, shape.rows, "dim", right=True).add(" ")
     at = line.width
     eta_cells = 0 if job.state == "processing" and job.why_waiting else shape.eta

@@ -37,6 +37,7 @@ def show(
         found = {"values": settings.model_dump(mode="json"), "pending": [], "daemon": False}
     found.get("values", {}).get("api", {}).update(token="(hidden)")
     flat = _flat(found["values"])
+    flat.update({edit["key"]: edit["old"] for edit in found.get("pending", [])})  # still in force
     if key:
         if key not in flat:
             raise typer.BadParameter(f"unknown key {key}")

@@ -58,7 +58,7 @@ def describe(document: dict[str, Any]) -> str:
     if training.get("reason"):
         lines.append(f"  {printable(training['reason'])}")
     job = training.get("job")
-    if job:
+    if job and job["steps"]:
         lines.append(
             f"  #{job['id']} {printable(job['name'])}: step {job['step']} of {job['steps']}"
             f" ({100 * job['fraction']:.0f} %), {columns.duration(training.get('eta_job_s'))} left"
@@ -70,7 +70,7 @@ def describe(document: dict[str, Any]) -> str:
         f"  {columns.count(training.get('tokens_per_s'))} tok/s"
     )
     lines.append(
-        f"  queue: {queue['waiting']} waiting, {queue['processing']} in training,"
+        f"  queue: {queue['waiting']} waiting, {queue['processing']} begun,"
         f" {queue['recently_completed']} completed, {queue['failed']} failed"
     )
     lines.append(_machine_line(document["machine"]))
