@@ -64,6 +64,18 @@ async def _restored(house: House, done: GoneBack) -> Response:
     return json_response({**document, "status": house.status()})
 
 
+def _with_unsaved(house: House, document: dict[str, Any]) -> dict[str, Any]:
+    """Files that are trained and not saved yet are saved before a restore, and undone by it, too:
+    they come first among `files_since`."""
+    known = {file["job_id"] for file in document["files_since"]}
+    unsaved = [
+        {"job_id": job.id, "name": job.name, "file_sha256": job.file_sha256, "saved": False}
+        for job in reversed(house.desk.processing)
+        if job.id in house.training.trained - known
+    ]
+    return {**document, "files_since": unsaved + document["files_since"]}
+
+
 def router(house: House) -> APIRouter:
     routes = APIRouter(prefix="/v1/versions")
     _add_history(routes, house)
@@ -96,7 +108,8 @@ def _add_emergencies(routes: APIRouter, house: House) -> None:
 
     @routes.get("/emergencies/{number}", summary="One of them, and what going back to it undoes")
     async def emergency_of(number: Number) -> Response:
-        return json_response(await keeper.ask(lambda store: emergency.show(store.layout, number)))
+        found = await keeper.ask(lambda store: emergency.show(store.layout, number))
+        return json_response(_with_unsaved(house, found))
 
     @routes.post("/emergencies/{number}/restore", summary="Undo a restore")
     async def restore(number: Number, request: Request, body: Undone | None = None) -> Response:
@@ -119,7 +132,7 @@ def _add_reading(routes: APIRouter, house: House) -> None:
             target = store.rollback_target()
             return {"version": target.as_dict(), **store.undone_by(target.number)}
 
-        return json_response(await keeper.ask(look))
+        return json_response(_with_unsaved(house, await keeper.ask(look)))
 
     @routes.get("/diff/{first}/{second}", summary="What lies between two versions")
     async def diff(first: Number, second: Number) -> Response:
@@ -128,7 +141,8 @@ def _add_reading(routes: APIRouter, house: House) -> None:
 
     @routes.get("/{number}", summary="One version, what its files did, what came since")
     async def one(number: Number) -> Response:
-        return json_response(await keeper.ask(lambda store: store.show(number)))
+        shown = await keeper.ask(lambda store: store.show(number))
+        return json_response(_with_unsaved(house, shown))
 
     @routes.get("/{number}/files/{name:path}", summary="A file of a version; ranges, ETag = hash")
     async def file(number: Number, name: str, request: Request) -> Response:

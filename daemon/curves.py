@@ -14,6 +14,7 @@ has what was there before, too.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,10 +93,23 @@ def _bucketed(points: list[Point]) -> list[tuple[Any, ...]]:
 
 def forget(base: sqlite3.Connection) -> None:
     """All of it: training begins again with the base model, and so do the steps."""
-    base.execute("BEGIN")
-    try:
+    with _transaction(base):
         for table in ("points", "buckets", "floors"):
             base.execute(f"DELETE FROM {table}")
+
+
+def forget_beyond(base: sqlite3.Connection, step: int) -> None:
+    """What comes after this step was learnt by a trainer that died before it had saved it."""
+    with _transaction(base):
+        for series in list(names(base)):
+            _forget_from(base, series, step + 1)
+
+
+@contextlib.contextmanager
+def _transaction(base: sqlite3.Connection) -> Iterator[None]:
+    base.execute("BEGIN")
+    try:
+        yield
         base.execute("COMMIT")
     except BaseException:
         if base.in_transaction:

@@ -52,6 +52,7 @@ class Trainable:
     file_sha256: str
     attempts: int
     others: tuple[int, ...] = ()  # jobs of the same content that are not done
+    tokens: int = 0  # of one epoch; 0: not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ class Desk:
         folder = self._queue.path(job)
         attempts = job.attempts_without_progress
         others = self._queue.others_like(job)
-        return Trainable(job.id, job.name, folder, job.meta.file_sha256, attempts, others)
+        sha256, tokens = job.meta.file_sha256, job.meta.tokens
+        return Trainable(job.id, job.name, folder, sha256, attempts, others, tokens)
 
     # --- a job's life, as training drives it -----------------------------------------------------
 

@@ -100,6 +100,17 @@ class Figures:
         self.checkpoint = ready.checkpoint or None
         self.tokens_seen = ready.tokens
 
+    def leave_model(self) -> None:
+        """Another model is in use now: nothing measured before is of it."""
+        self.end_job()
+        self.saved_step = None  # read again from the new checkpoint
+        self.loss = self.loss_ema = self.val_loss = self.grad_norm = None
+
+    def fall_back(self) -> None:
+        """The trainer is gone: what it had not saved is too."""
+        if self.saved_step is not None:
+            self.global_step = self.saved_step
+
     def start_job(self, message: JobStarted) -> None:
         self.job_id = message.job_id
         self.job_step, self.job_steps = message.step_index, message.steps

@@ -86,6 +86,8 @@ class Hearing(TrainingState):
         self.trainer_waits = ""
         await self.collect(quick=False)
         await self._train_lost_again(message.checkpoint)
+        if message.checkpoint:
+            self._means.history.go_on_from(message.global_step)
         where = message.checkpoint or "the base model"
         self._means.teller.say(
             "info",

@@ -105,6 +105,12 @@ class History:
             self._points = []
         self._do(curves.forget)
 
+    def go_on_from(self, step: int) -> None:
+        """A trainer begins at this step: points beyond it are of steps that nobody has learnt."""
+        with self._buffer_lock:
+            self._points = [point for point in self._points if point.step <= step]
+        self._do(lambda base: curves.forget_beyond(base, step))
+
     def prune(self) -> None:
         """Let go of the oldest events beyond `EVENTS_KEPT`, and thin old points out: a little at a
         time, so that what comes meanwhile is stored and questions are answered."""

@@ -20,8 +20,9 @@ TRAINED = "trained, waits for its checkpoint"
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a view depends on besides the job. `fractions`: of the jobs in `processing/`, how much
-    is trained; `trained`: those that only wait for their checkpoint. `in_hand_s`: until the job
-    in hand is done. `not_training`: why nothing is trained. `key`: see `queue/check.py`.
+    is trained; `trained`: those that only wait for their checkpoint. `in_hand`: the job that the
+    trainer works on, and `in_hand_s` until it is done; `begun_s`: until all in `processing/` are.
+    `not_training`: why nothing is trained. `key`: see `queue/check.py`.
     """
 
     now: datetime
@@ -30,6 +31,8 @@ class Context:
     pace: Pace | None = None
     epochs: int = 1
     in_hand_s: Span | None = None
+    in_hand: int | None = None
+    begun_s: Span | None = None
     fractions: dict[int, float | None] = field(default_factory=dict)
     trained: frozenset[int] = frozenset()
     key: str = ""
@@ -71,15 +74,21 @@ def view(
 ) -> dict[str, Any]:
     """One job; `standing` when it waits."""
     if standing is not None:
-        why = why_waiting(job, standing.ahead, context.now, context.quiet, context.not_training)
+        ahead = max(0, standing.ahead - len(context.trained))
+        why = why_waiting(job, ahead, context.now, context.quiet, context.not_training)
         if why == NEXT and is_outdated(job.meta, context.key):
             why = "its data report is made again: the model or the settings have changed"
-        start = _after(context.in_hand_s, _tokens(standing.work, context.epochs), context)
+        start = _after(context.begun_s, _tokens(standing.work, context.epochs), context)
         end = _after(start, tokens_of(job, context.epochs), context)
         return _view(job, context, standing.place, why, start, end, None)
     if job.state == "processing":
-        why = TRAINED if job.id in context.trained else ""
-        return _view(job, context, None, why, NOW_S, context.in_hand_s, None)
+        if job.id in context.trained:
+            return _view(job, context, None, TRAINED, NOW_S, NOW_S, None)
+        if job.id == context.in_hand:
+            return _view(job, context, None, "", NOW_S, context.in_hand_s, None)
+        # Begun, and not gone on with yet: after a restart.
+        end = _after(context.in_hand_s, tokens_of(job, context.epochs), context)
+        return _view(job, context, None, "", NOW_S, end, None)
     return _view(job, context, None, "", None, None, error)
 
 

@@ -219,7 +219,7 @@ class Keeper:
                 restored = await self._work(act)
             finally:  # before the trainer asks for its next file
                 settled = await self.settling.settle()
-            self._training.figures.saved_step = None  # read again from the new checkpoint
+            self._training.figures.leave_model()
             await self._training.collect(quick=False)
         await self._changed(f"{restored.source} was restored as {restored.checkpoint}")
         return GoneBack(restored.as_dict(), settled)

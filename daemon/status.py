@@ -85,7 +85,8 @@ def _training(sources: Sources, beat: Beat | None) -> dict[str, Any]:
     step = max(figures.global_step or 0, beat.global_step if beat and training.trainer else 0)
     saved = figures.saved_step
     known = figures.global_step is not None
-    estimate = eta.estimate(figures, sources.desk.work, sources.settings.config.epochs)
+    work = sources.desk.work + training.begun_again()
+    estimate = eta.estimate(figures, work, sources.settings.config.epochs)
     return {
         "state": decide.state_word(facts, phase, saving_matters=training.in_hand is None),
         "reason": reason(training, facts),

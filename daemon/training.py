@@ -184,6 +184,7 @@ class Training(Hearing):
         self._resuming = False
         self._trained.clear()
         self.figures.end_job()
+        self.figures.fall_back()
 
     async def _note_end(self, trainer: Trainer, wait_status: int) -> End:
         """What its end means for its jobs; done twice is done. Raises OSError."""

@@ -22,6 +22,7 @@ from trainer_tui.daemon.history import History
 from trainer_tui.daemon.settings import Settings
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.trainer import Trainer
+from trainer_tui.queue.line import Work
 from trainer_tui.safety import clock, heartbeat, messages
 from trainer_tui.safety.errors import Refused
 from trainer_tui.safety.meters import Meters
@@ -199,6 +200,15 @@ class TrainingState:
     def skip(self, job_id: int) -> None:
         """Ask for it; `_refused` is the effect."""
         self.send(messages.Skip(job_id))
+
+    def begun_again(self) -> Work:
+        """The work of what is in `processing/` and neither in hand nor trained: after a restart."""
+        rest = [
+            job.tokens
+            for job in self._means.desk.processing
+            if job.id != self.figures.job_id and job.id not in self._trained
+        ]
+        return Work(sum(rest), rest.count(0))
 
     @property
     def trained(self) -> frozenset[int]:

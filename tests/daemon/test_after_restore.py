@@ -243,3 +243,23 @@ def test_what_a_person_asked_for_as_well_stays(daemon: Harness) -> None:
     assert daemon.post("/v1/jobs/2/again")["id"] == queued["id"], "it waits already"
     assert not undone(daemon, 1)["withdrawn"]
     assert waiting(daemon) == [(queued["id"], "b.jsonl")]
+
+
+def test_what_is_trained_and_not_saved_yet_is_named_among_what_a_restore_undoes(
+    daemon: Harness,
+) -> None:
+    """It is saved before the restore, and undone by it like the others."""
+    number = started(daemon)
+    stand_still(daemon)
+    for name in "bc":
+        (daemon.workspace.inbox / f"{name}.jsonl").write_bytes(chat_rows(3, name))
+        daemon.until_job(f"{name}.jsonl", "waiting")
+    set_stub(daemon.workspace, steps=4, stands_at=daemon.training()["global_step"] + 5)  # in c
+    daemon.post("/v1/training/resume")
+    wait_for(lambda: daemon.job("b.jsonl")["why_waiting"].startswith("trained"))
+    (file,) = daemon.get(f"/v1/versions/{number}")["files_since"]
+    assert (file["name"], file["saved"]) == ("b.jsonl", False)
+    set_stub(daemon.workspace, steps=4)
+    daemon.until_training("idle")
+    (file,) = [f for f in daemon.get(f"/v1/versions/{number}")["files_since"] if f["job_id"] == 2]
+    assert file["name"] == "b.jsonl" and "saved" not in file

@@ -243,3 +243,26 @@ def test_an_older_checkpoint_above_the_floor_costs_no_point(history, thinner):
     thinned(history)
     stored(history, 290_000, 291_000, 2.0)
     assert line(history, 299_999, 299_999, 1)[0]["step"] == 299_999
+
+
+@pytest.mark.parametrize("step", [290_000, 100_000, 70_001])
+def test_what_a_trainer_lost_is_no_part_of_the_curve(history, thinner, step):
+    """It died before it had saved these steps; the next one goes on from `step`."""
+    fill(history, 300_000)
+    thinned(history)
+    before = line(history, 0, 65_535, 16)
+    history.add_points([Point("loss", 300_000, 0.0, 7.0)])
+    history.go_on_from(step)
+    found = history.metrics(["loss"], None, None, 400).result(10)
+    assert found["to_step"] <= step
+    history.add_points([Point("loss", step + 1, 0.0, 7.0)])
+    assert history.last_values(["loss"]).result(10) == {"loss": (step + 1, 7.0)}
+    assert line(history, 0, 65_535, 16) == before
+
+
+def test_a_trainer_that_lost_nothing_costs_no_point(history, thinner):
+    fill(history, 300_000)
+    thinned(history)
+    whole, counted = line(history, None, None, 400), rows(history)
+    history.go_on_from(299_999)
+    assert (line(history, None, None, 400), rows(history)) == (whole, counted)

@@ -5,8 +5,8 @@ Behaviour comes from `stub.json` in the workspace, read again before every step:
 `steps` per file, `step_s`, `crash_at` {job id: step} (exit 1), `refuse` [job id], `save_every`,
 `want_rollback` {job id: step} (set aside there or later, and a rollback asked for),
 `waits_at` (a step of a file before which it says that it waits for memory),
-`hang_at` (a global step that never ends), `fail_on_start` (an error class; `fail_starts`: so many
-times, then no more),
+`hang_at` (a global step that never ends), `stands_at` (one that does not while that stands here),
+`fail_on_start` (an error class; `fail_starts`: so many times, then no more),
 `dies_aside` (once it has let go of the model for a restore), `load_s` (how long it loads),
 `save_s` (how long it makes somebody wait who asks for a commit).
 A "row" is a line of the job's data.
@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "save_every": 0,
     "crash_on_start": False,
     "hang_at": 0,
+    "stands_at": 0,
     "fail_on_start": None,
     "fail_starts": 1 << 30,
     "dies_aside": False,
@@ -251,6 +252,9 @@ class Stub:
             return self.ask_for_rollback(self.job.job_id)
         while options["hang_at"] and self.step + 1 >= options["hang_at"]:
             time.sleep(0.05)
+        while options["stands_at"] and self.step + 1 >= options["stands_at"]:
+            time.sleep(0.05)
+            options = self.options()
         time.sleep(options["step_s"])
         self.step += 1
         self.at += 1
