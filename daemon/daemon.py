@@ -14,6 +14,7 @@ import socket
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from trainer_tui.daemon import (
@@ -44,7 +45,7 @@ from trainer_tui.daemon.rollback_wish import RollbackWish
 from trainer_tui.daemon.rounds import Rounds
 from trainer_tui.daemon.run import daemon_record
 from trainer_tui.daemon.settings import Settings
-from trainer_tui.daemon.steady import steady
+from trainer_tui.daemon.steady import nap, steady
 from trainer_tui.daemon.teller import Teller
 from trainer_tui.daemon.training import Training
 from trainer_tui.daemon.training_state import Means
@@ -184,7 +185,10 @@ class Daemon:
             await predecessor.tell(self._workspace, self._before, self._teller)
         intent, findings = self._training.intent, self._desk.findings
         first_words.tell(self._teller, self._settings, intent, findings, undo_problem, self._early)
-        work = [self._start(steady(name, run, self._teller.say)) for name, run in self._parts()]
+        sleep = partial(nap, self._ending)
+        work = [
+            self._start(steady(name, run, self._teller.say, sleep)) for name, run in self._parts()
+        ]
         notify_systemd("READY=1")
         await self._ending.wait()
         notify_systemd("STOPPING=1")

@@ -7,6 +7,7 @@ history nor notifies without end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,6 +18,7 @@ from trainer_tui.safety.errors import TrainerTuiError
 log = logging.getLogger("daemon")
 FIRST_S = 3.0  # until the first try; then twice as long each time
 LONGEST_S = 300.0
+AT_THE_END_S = 1.0
 WELL_S = 3600.0  # a part that ran so long was well; what fails then is news
 
 
@@ -33,6 +35,16 @@ class Patience:
         wait_s, news = self._wait_s, text != self._said
         self._wait_s, self._said = min(2 * wait_s, LONGEST_S), text
         return wait_s, news
+
+
+async def nap(ending: asyncio.Event, seconds: float) -> None:
+    """Sleep, but not on when the daemon ends: the trainer has to hear of it, also from a part that
+    has just failed."""
+    if ending.is_set():
+        await asyncio.sleep(min(seconds, AT_THE_END_S))
+        return
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(ending.wait(), seconds)
 
 
 async def steady(

@@ -212,7 +212,9 @@ def free_bytes(path: Path) -> int:
 
 
 def total_bytes(path: Path) -> int:
-    return shutil.disk_usage(path).total
+    """Without what the filesystem keeps for root: what is not free of it is in use, as df says."""
+    usage = shutil.disk_usage(path)
+    return usage.used + usage.free
 
 
 class Ballast:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from functools import partial
+
 from trainer_tui.daemon import steady
 
 
@@ -57,3 +61,33 @@ async def test_after_a_good_while_it_is_news_and_tried_at_once() -> None:
     await live(day, [(0.0, "no room"), (0.0, "no room"), (steady.WELL_S, "no room")])
     assert len(day.said) == 2
     assert day.waits_s == [3, 6, 3]
+
+
+async def test_the_end_of_the_daemon_wakes_a_part_that_has_just_failed() -> None:
+    """The trainer is told to save and end by such a part; it would be killed before."""
+    ending, runs = asyncio.Event(), []
+
+    async def run() -> None:
+        runs.append(time.monotonic())
+        if len(runs) == 1:
+            raise OSError("the disk is full")
+
+    def say(*words: str) -> None:
+        ending.set()  # the daemon is asked to end just then
+
+    await asyncio.wait_for(steady.steady("training", run, say, partial(steady.nap, ending)), 20)
+    assert runs[1] - runs[0] < steady.FIRST_S
+
+
+async def test_a_part_that_fails_while_the_daemon_ends_is_no_busy_loop() -> None:
+    ending, runs = asyncio.Event(), []
+    ending.set()
+
+    async def run() -> None:
+        runs.append(1)
+        if len(runs) < 3:
+            raise OSError("the disk is full")
+
+    started_s = time.monotonic()
+    await steady.steady("training", run, lambda *words: None, partial(steady.nap, ending))
+    assert time.monotonic() - started_s >= 2 * steady.AT_THE_END_S

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trainer_tui.tui import chart, figures, glyphs, ink, reduce
 from trainer_tui.tui.deeds_versions import rollback_words
-from trainer_tui.tui.panels import header, loss, machine
+from trainer_tui.tui.panels import events, header, loss, machine
 from trainer_tui.tui.plot import draw
 from trainer_tui.tui.verbs import training as verbs
 from trainer_tui.tui.view import (
@@ -228,3 +229,11 @@ def test_going_back_into_a_branch_that_was_left_names_no_step_that_the_model_nev
     assert any("at step 1 229" in line for line in other)
     same = rollback_words(training, Version(number=8, global_step=1600, lineage=2), [], "")
     assert "Steps 1 601 to 1 722 are unlearnt." in same
+
+
+@pytest.mark.parametrize(("said", "text"), [(5, "1 error"), (200, "1+ errors")])
+def test_errors_among_events_that_were_not_read_are_not_denied(said: int, text: str) -> None:
+    events_ = tuple(Said(id=n, level="error" if n == 2 else "info") for n in range(said))
+    panel = SimpleNamespace(_filter="", screen_app=SimpleNamespace(view=View(said=events_)))
+    corner = events.EventsPanel.corner(panel, 80)  # type: ignore[arg-type]
+    assert corner is not None and ink.plain_text([tuple(corner.spans)]).strip() == text

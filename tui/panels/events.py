@@ -7,6 +7,7 @@ from datetime import date
 
 from trainer_tui.safety.text import printable
 from trainer_tui.tui import figures
+from trainer_tui.tui.feed import HISTORY_READ
 from trainer_tui.tui.glyphs import Glyphs
 from trainer_tui.tui.ink import Line, Row, cut, over
 from trainer_tui.tui.panels.base import ListPanel
@@ -169,8 +170,11 @@ class EventsPanel(ListPanel):
     def corner(self, width: int) -> Line | None:
         if self._filter:
             return Line().add(f"find {printable(self._filter, 20)}: {len(self.events)}", "warn")
-        bad = sum(event.level == "error" for event in self.screen_app.view.said)
-        return Line().add(f"{bad} error{'s' if bad > 1 else ''}", "bad") if bad else None
+        said = self.screen_app.view.said
+        bad = sum(event.level == "error" for event in said)
+        more = "+" if len(said) >= HISTORY_READ else ""  # older ones were not read
+        many = "s" if bad > 1 or more else ""
+        return Line().add(f"{bad}{more} error{many}", "bad") if bad else None
 
     def draw(self, width: int, height: int) -> list[Row]:
         view = self.screen_app.view
