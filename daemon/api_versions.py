@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -64,16 +65,20 @@ async def _restored(house: House, done: GoneBack) -> Response:
     return json_response({**document, "status": house.status()})
 
 
-def _with_unsaved(house: House, document: dict[str, Any]) -> dict[str, Any]:
+async def _with_unsaved(
+    house: House, document: dict[str, Any], lost_too: Callable[[Any, dict[int, str]], list[int]]
+) -> Response:
     """Files that are trained and not saved yet are saved before a restore, and undone by it, too:
-    they come first among `files_since`."""
-    known = {file["job_id"] for file in document["files_since"]}
-    unsaved = [
-        {"job_id": job.id, "name": job.name, "file_sha256": job.file_sha256, "saved": False}
-        for job in reversed(house.desk.processing)
-        if job.id in house.training.trained - known
+    they come first among `files_since`. `lost_too` asks the store which."""
+    trained = house.training.trained
+    waiting = {job.id: job for job in house.desk.processing if job.id in trained}
+    unsaved = {job.id: job.file_sha256 for job in waiting.values()}
+    lost = await house.keeper.ask(lambda store: lost_too(store, unsaved)) if unsaved else []
+    first = [
+        {"job_id": job_id, "name": waiting[job_id].name, "saved": False}
+        for job_id in reversed(lost)
     ]
-    return {**document, "files_since": unsaved + document["files_since"]}
+    return json_response({**document, "files_since": first + document["files_since"]})
 
 
 def router(house: House) -> APIRouter:
@@ -109,7 +114,11 @@ def _add_emergencies(routes: APIRouter, house: House) -> None:
     @routes.get("/emergencies/{number}", summary="One of them, and what going back to it undoes")
     async def emergency_of(number: Number) -> Response:
         found = await keeper.ask(lambda store: emergency.show(store.layout, number))
-        return json_response(_with_unsaved(house, found))
+
+        def lost_too(store: Any, unsaved: dict[int, str]) -> list[int]:
+            return emergency.lost_too(store.layout, number, unsaved)
+
+        return await _with_unsaved(house, found, lost_too)
 
     @routes.post("/emergencies/{number}/restore", summary="Undo a restore")
     async def restore(number: Number, request: Request, body: Undone | None = None) -> Response:
@@ -132,7 +141,9 @@ def _add_reading(routes: APIRouter, house: House) -> None:
             target = store.rollback_target()
             return {"version": target.as_dict(), **store.undone_by(target.number)}
 
-        return json_response(_with_unsaved(house, await keeper.ask(look)))
+        found = await keeper.ask(look)
+        number = found["version"]["number"]
+        return await _with_unsaved(house, found, lambda store, jobs: store.lost_too(number, jobs))
 
     @routes.get("/diff/{first}/{second}", summary="What lies between two versions")
     async def diff(first: Number, second: Number) -> Response:
@@ -142,7 +153,7 @@ def _add_reading(routes: APIRouter, house: House) -> None:
     @routes.get("/{number}", summary="One version, what its files did, what came since")
     async def one(number: Number) -> Response:
         shown = await keeper.ask(lambda store: store.show(number))
-        return json_response(_with_unsaved(house, shown))
+        return await _with_unsaved(house, shown, lambda store, jobs: store.lost_too(number, jobs))
 
     @routes.get("/{number}/files/{name:path}", summary="A file of a version; ranges, ETag = hash")
     async def file(number: Number, name: str, request: Request) -> Response:

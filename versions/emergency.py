@@ -6,6 +6,7 @@ costs no space while the checkpoint lives, and keeps it when retention lets the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ def show(layout: Layout, number: int) -> dict[str, Any]:
         problem = damage or problem
     since = [TrainedFile.of(entry).as_dict() for entry in lost]
     return {**found.as_dict(), "files_since": since, "files_since_problem": problem}
+
+
+def lost_too(layout: Layout, number: int, unsaved: Mapping[int, str]) -> list[int]:
+    """As `trained.lost_too`, for going back to one of them. Raises NotFound."""
+    found, here = get(layout, number), standing(layout)
+    if found.sealed is None:
+        return []
+    head = here.sealed.ledger if here else None
+    return trained.lost_too(layout.workspace.ledger, head, found.sealed.ledger, unsaved)
 
 
 def back_up(layout: Layout, found: Standing, why: str, now: str) -> str:

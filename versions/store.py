@@ -7,7 +7,7 @@ committed leaves except through the trash. All calls block (hashing, fsync): cal
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -53,6 +53,7 @@ from trainer_tui.versions.trash import Trashed
 DESCRIPTION_CHARACTERS = 500
 FILES_IN_LISTS = 20
 Versions: TypeAlias = list[Version]  # the class has a method of that name
+JobIds: TypeAlias = list[int]
 
 
 class VersionStore:
@@ -161,6 +162,14 @@ class VersionStore:
         head = found.sealed.ledger if found else None
         since = trained.change(self.workspace.ledger, head, version.record.ledger).lost
         return tuple(TrainedFile.of(entry) for entry in since)
+
+    def lost_too(self, number: int, unsaved: Mapping[int, str]) -> JobIds:
+        """As `trained.lost_too`, for a restore of this version. Raises NotFound."""
+        version, found = self.get(number), emergency.standing(self.layout)
+        if version.record is None:
+            return []
+        head = found.sealed.ledger if found else None
+        return trained.lost_too(self.workspace.ledger, head, version.record.ledger, unsaved)
 
     def rollback_target(self) -> Version:
         """The version that `rollback` would restore now. Raises Refused when there is none."""

@@ -6,7 +6,7 @@ Two ledgers share everything up to the point where their lineages parted, so the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,29 @@ def lost(
         return change(ledger, before, after).lost, ""
     except Corrupt as problem:
         return (), problem.message
+
+
+def lost_too(
+    ledger: Path, now: LedgerHead | None, then: LedgerHead | None, unsaved: Mapping[int, str]
+) -> list[int]:
+    """Of jobs that are trained and wait for their checkpoint ({id: hash of the content}), those
+    that going back from `now` to `then` takes out of the model as well. None while the ledger is
+    damaged."""
+    try:
+        only_now, only_then = parted(ledger, now, then)
+    except Corrupt:
+        return []
+    listed = {entry.job_id for entry in only_now}
+    regained = Counter(entry.file_sha256 for entry in _beyond(only_then, only_now))
+    found = []
+    for job_id, sha256 in unsaved.items():
+        if job_id in listed:
+            continue
+        if regained[sha256]:
+            regained[sha256] -= 1
+        else:
+            found.append(job_id)
+    return found
 
 
 def _beyond(entries: list[LedgerEntry], others: list[LedgerEntry]) -> tuple[LedgerEntry, ...]:

@@ -427,3 +427,17 @@ def test_versions_never_import_torch(tmp_path: Path):
         "trainer_tui.versions.backup; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+def test_what_waits_for_its_checkpoint_is_lost_unless_what_one_goes_back_to_has_it_too(house):
+    house.train_file("a.jsonl")
+    house.store.create(house.checkpoint(100), "one")
+    house.train_file("c.jsonl")
+    house.store.create(house.checkpoint(200), "two")
+    c = next(iter(manifest.ledger_entries(house.workspace.ledger, house.head)))
+    assert house.store.lost_too(1, {99: "0" * 64}) == [99]
+    assert house.store.lost_too(1, {c.job_id: c.file_sha256}) == [], "saved meanwhile: listed"
+    house.store.restore(1)
+    assert house.store.lost_too(2, {50: c.file_sha256, 51: c.file_sha256}) == [51]
+    manifest.segment_path(house.workspace.ledger, house.head).unlink()
+    assert house.store.lost_too(2, {50: "0" * 64}) == [], "nobody knows: that is told beside"
