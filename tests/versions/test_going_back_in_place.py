@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from trainer_tui.safety import checkpoints, locks
+from trainer_tui.safety.hashing import hash_file
 from trainer_tui.safety.messages import (
     Committed,
     FromTrainer,
@@ -328,3 +329,25 @@ def test_a_checkpoint_of_another_shape_is_left_to_a_new_process(make_driver):
     assert "a new process" in stopping.reason and final.name in stopping.reason
     assert driver.wait_end() == 0
     assert newest_folder(driver) == final
+
+
+def test_the_base_model_is_left_as_it_was(make_driver):
+    """By training from it, by a version, by going back and by what is learnt after that."""
+
+    def files() -> dict[str, tuple[str, int, int, int]]:
+        base = driver.workspace.models / "base"
+        return {
+            str(path.relative_to(base)): (
+                hash_file(path), path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_mode,
+            )
+            for path in base.rglob("*") if path.is_file()
+        }  # fmt: skip
+
+    driver = make_driver()
+    before = files()
+    store, _ = standing_aside(driver)
+    done = store.restore(1)
+    driver.send(TakeUp())
+    driver.wait_for(StepDone, lambda m: m.global_step > done.global_step)
+    assert driver.stop() == 0
+    assert len(before) > 2 and files() == before
