@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainer_tui.safety import clock
 
 _RECORD = struct.Struct(
     "<QQIIQQQQQ"
-)  # sequence, monotonic_ns, phase, pid, step, micro, bytes, writer's pid, sequence
+)  # sequence, monotonic_ns, phase, pid, step, micro, bytes, writer's pid, crc32 of all before
 PAGE_BYTES = 4096
 
 
@@ -92,7 +93,8 @@ class HeartbeatWriter:
         self._sequence += 1
         fields = (clock.monotonic_ns(), self.phase, self._pid)
         counts = (self.global_step, self.micro_step, self.bytes_written, self.writer_pid)
-        _RECORD.pack_into(self._page, 0, self._sequence, *fields, *counts, self._sequence)
+        record = _RECORD.pack(self._sequence, *fields, *counts, 0)
+        self._page[: len(record)] = record[:-8] + zlib.crc32(record[:-8]).to_bytes(8, "little")
 
 
 def read(path: Path) -> Beat | None:
@@ -106,7 +108,7 @@ def read(path: Path) -> Beat | None:
         if len(record) < _RECORD.size:
             return None
         first, at_ns, phase, pid, step, micro, written, writer, last = _RECORD.unpack(record)
-        if first == last:
+        if last == zlib.crc32(record[:-8]):  # else it was read while it was written
             beat = Beat(at_ns, Phase(phase), pid, step, micro, written, writer)
             return beat if first else None
     return None
