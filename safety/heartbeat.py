@@ -1,7 +1,7 @@
 """A page of shared memory where the trainer says what it is doing; readable when it is wedged.
 
 Layout: one 72-byte record, little endian. The writer never waits and the reader never blocks it;
-a reader that catches a half-written record sees a mismatching sequence number and looks again.
+a reader that catches a half-written record sees a checksum that does not match and looks again.
 """
 
 from __future__ import annotations
