@@ -167,16 +167,10 @@ def thin(base: sqlite3.Connection, series: str, level: int) -> bool:
         return False
     floor = max(oldest_kept // COARSEST * COARSEST, _floors(base, series).get(level, 0))
     end = rows.nth(f"AND {rows.key} < {floor // rows.width}", "ASC", THINNED_AT_ONCE)
-    base.execute("BEGIN")
-    try:
+    with _transaction(base):
         # The floor comes first or at once: a row that is gone must be drawn from a coarser level.
         base.execute("INSERT OR REPLACE INTO floors VALUES (?, ?, ?)", (series, level, floor))
         rows.delete_below(floor if end is None else end)
-        base.execute("COMMIT")
-    except BaseException:
-        if base.in_transaction:
-            base.execute("ROLLBACK")
-        raise
     return end is not None
 
 

@@ -315,17 +315,17 @@ class Daemon:
             for job in self._desk.processing
         }
         idle = facts.wish == "run" and not (facts.blocker or facts.hold)
-        epochs = self._settings.config.epochs
+        epochs, pace = self._settings.config.epochs, eta.pace(figures)
         in_hand_s = eta.job_span(figures) or (eta.NOW_S if figures.job_id is None else None)
         return Context(
             now=datetime.now().astimezone(),
             quiet=self._desk.quiet(),
             not_training="" if idle else status.not_training(training, facts),
-            pace=eta.pace(figures),
+            pace=pace,
             epochs=epochs,
             in_hand=figures.job_id,
             in_hand_s=in_hand_s,
-            begun_s=eta.and_then(figures, in_hand_s, training.begun_again(), epochs),
+            begun_s=eta.and_then(pace, in_hand_s, training.begun_again(), epochs),
             fractions=fractions,
             trained=training.trained,
             key=self._desk.key,

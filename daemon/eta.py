@@ -69,19 +69,18 @@ def pace(figures: Figures) -> Pace | None:
 
 def estimate(figures: Figures, waiting: Work, epochs: int) -> Estimate:
     """`waiting`: of everything that waits, for one epoch."""
-    job_s = job_span(figures)
-    span = and_then(figures, job_s or NOW_S, waiting, epochs) if pace(figures) else None
+    job_s, found = job_span(figures), pace(figures)
+    span = and_then(found, job_s or NOW_S, waiting, epochs) if found else None
     return Estimate(job_s, [round(seconds, 1) for seconds in span] if span else None)
 
 
-def and_then(figures: Figures, start: Span | None, work: Work, epochs: int) -> Span | None:
+def and_then(at: Pace | None, start: Span | None, work: Work, epochs: int) -> Span | None:
     """When this work is done, too, begun at `start`; None: nobody knows."""
     if work == Work():
         return start
-    found = pace(figures)
-    if found is None or work.unknown:
+    if at is None or work.unknown:
         return None
-    return found.after(start, work.tokens * epochs)
+    return at.after(start, work.tokens * epochs)
 
 
 def job_span(figures: Figures) -> Span | None:

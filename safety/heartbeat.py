@@ -107,8 +107,7 @@ def read(path: Path) -> Beat | None:
             return None
         if len(record) < _RECORD.size:
             return None
-        first, at_ns, phase, pid, step, micro, written, writer, last = _RECORD.unpack(record)
+        _, at_ns, phase, pid, step, micro, written, writer, last = _RECORD.unpack(record)
         if last == zlib.crc32(record[:-8]):  # else it was read while it was written
-            beat = Beat(at_ns, Phase(phase), pid, step, micro, written, writer)
-            return beat if first else None
+            return Beat(at_ns, Phase(phase), pid, step, micro, written, writer)
     return None

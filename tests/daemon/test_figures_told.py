@@ -75,21 +75,21 @@ def test_the_file_in_hand_and_those_begun_before_it_each_have_their_time(tmp_pat
     figures = Figures()
     figures.job_id, figures.job_step, figures.job_steps = 1, 5, 10
     figures.step_times, figures.token_rates = deque([1.0]), deque([10.0])
-    in_hand_s = eta.job_span(figures)
+    in_hand_s, pace = eta.job_span(figures), eta.pace(figures)
     begun = Work(100, 0)
     context = Context(
         datetime.now(UTC),
-        pace=eta.pace(figures),
+        pace=pace,
         epochs=2,
         in_hand=1,
         in_hand_s=in_hand_s,
-        begun_s=eta.and_then(figures, in_hand_s, begun, 2),
+        begun_s=eta.and_then(pace, in_hand_s, begun, 2),
     )
     views = job_view.views(queue.jobs(), job_view.Standing(1, 2, Work()), context, lambda job: None)
     ends = [view["eta_s"][1] for view in views]
     assert ends == [5.0, 25.0, 45.0], "half of it; then 200 tokens each, ten a second"
-    assert eta.and_then(figures, in_hand_s, Work(100, 1), 2) is None, "one was never counted"
-    assert eta.and_then(figures, in_hand_s, Work(), 2) == in_hand_s
+    assert eta.and_then(pace, in_hand_s, Work(100, 1), 2) is None, "one was never counted"
+    assert eta.and_then(pace, in_hand_s, Work(), 2) == in_hand_s
 
 
 def test_an_edit_that_waits_for_approval_is_not_shown_as_in_force(serve) -> None:
